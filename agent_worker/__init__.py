@@ -1,0 +1,1 @@
+"""The service that runs agents: it consumes tasks and reports results."""

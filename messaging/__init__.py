@@ -1,0 +1,1 @@
+"""The broker port, the topology and the adapters that both services share."""

@@ -1,0 +1,144 @@
+"""The messages between clients, orchestrator and workers: JSON over AMQP 0-9-1.
+
+Each message is a frozen model; its AMQP ``type`` property is the class name. Unknown fields are ignored, unknown
+versions are refused (see `schemas.codec`). A field with the default None is left out of the body when it is None.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal, Self
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from schemas.names import AGENT_NAME_PATTERN, STEP_ID_PATTERN, WORKFLOW_ID_PATTERN
+from schemas.statuses import ReportStatus, ResultStatus, StepStatus
+
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=365 * 86_400)]
+StepId = Annotated[str, StringConstraints(pattern=STEP_ID_PATTERN)]
+AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
+WorkflowId = Annotated[str, StringConstraints(pattern=WORKFLOW_ID_PATTERN)]
+Code = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Label = Annotated[str, StringConstraints(max_length=500)]
+
+
+class Message(BaseModel):
+    """What all messages share."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    VERSION: ClassVar[int] = 1
+    version: Literal[1] = 1
+
+
+class ErrorInfo(BaseModel):
+    """Why a step or a run failed, as rows and RunResults hold it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    code: Code = Field(description="Stable; programs may compare it.")
+    message: str = Field(description="For people.")
+    details: dict[str, Any] | None = None
+
+
+class AgentError(BaseModel):
+    """Why an attempt failed, as the worker saw it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: Code = Field(description="The exception's type, or one of the worker's own codes such as `timeout`.")
+    message: str
+    retryable: bool | None = None
+    details: dict[str, Any] | None = None
+
+
+class RunRequest(Message):
+    """Ask for a run. The same `run_id` with the same body again is the same run."""
+
+    run_id: UUID | None = Field(None, description="Chosen by clients that want to repeat a request safely.")
+    workflow: dict[str, Any] | None = Field(None, description="The workflow document itself.")
+    workflow_id: WorkflowId | None = Field(None, description="Or the id of a registered workflow.")
+    workflow_version: str | None = Field(None, description="Of the registered workflow; by default the newest.")
+    input: Any = None
+    labels: dict[str, Label] | None = None
+
+    @model_validator(mode="after")
+    def _names_one_workflow(self) -> Self:
+        if (self.workflow is None) == (self.workflow_id is None):
+            raise ValueError("give either `workflow` (the document) or `workflow_id` (a registered one)")
+        if self.workflow_version is not None and self.workflow_id is None:
+            raise ValueError("`workflow_version` goes with `workflow_id`")
+        return self
+
+
+class RunResult(Message):
+    """How a run ended, sent to the request's `reply_to`."""
+
+    run_id: UUID | None
+    status: ResultStatus
+    output: Any
+    error: ErrorInfo | None
+
+
+class AgentTask(Message):
+    """One attempt of one step, for a worker."""
+
+    task_id: UUID = Field(description="Random for each attempt. The result must echo it.")
+    run_id: UUID
+    step_id: StepId
+    parent_step_id: StepId | None = None
+    branch_name: str | None = None
+    agent_name: AgentName
+    attempt: Positive
+    input: Any
+    timeout_seconds: Seconds | None = None
+
+
+class AgentResult(Message):
+    """What a worker reports about an attempt: that it started, lives, completed or failed."""
+
+    task_id: UUID
+    run_id: UUID
+    status: ReportStatus
+    output: Any = None
+    error: AgentError | None = None
+    worker_id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _failure_has_an_error(self) -> Self:
+        if (self.status is ReportStatus.FAILED) != (self.error is not None):
+            raise ValueError("`error` is there if and only if `status` is FAILED")
+        return self
+
+
+class CancelRun(Message):
+    """Ask that a run stop. Without effect on a run that has ended."""
+
+    run_id: UUID
+    reason: Annotated[str, StringConstraints(max_length=2000)] | None = None
+
+
+class StepEvent(BaseModel):
+    """One status change of one step execution; `step_id` None is the run itself."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    step_id: str | None
+    parent_step_id: str | None = None
+    branch_name: str | None = None
+    status: StepStatus
+    attempt: Annotated[int, Field(strict=True, ge=0)]
+    at: datetime
+    error: ErrorInfo | None = None
+
+
+class RunEvent(Message):
+    """Status changes of one run that one transaction made, in their order."""
+
+    run_id: UUID
+    events: list[StepEvent]
+
+
+MESSAGES: tuple[type[Message], ...] = (RunRequest, RunResult, AgentTask, AgentResult, CancelRun, RunEvent)
