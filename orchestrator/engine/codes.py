@@ -1,0 +1,25 @@
+"""Stable codes of errors in rows and of verdicts in logs."""
+
+from typing import Final
+
+# Why a step failed.
+AGENT_ERROR: Final = "agent_error"  # the agent raised; the details hold its type and traceback
+BRANCHES_FAILED: Final = "branches_failed"  # a block: at least one branch failed
+REFERENCE_BROKEN: Final = "reference_broken"  # its input refers to something that is not there
+TIMEOUT: Final = "timeout"
+UNKNOWN_AGENT: Final = "unknown_agent"  # no worker ever declared the agent's queue
+
+# Why a run ended without an output.
+CANCELLED: Final = "cancelled"
+STEP_FAILED: Final = "step_failed"
+
+# Why an input was not applied.
+UNKNOWN_RUN: Final = "unknown_run"
+UNKNOWN_TASK: Final = "unknown_task"  # of an attempt that is over, or forged
+DUPLICATE_RESULT: Final = "duplicate_result"
+LATE_REPORT: Final = "late_report"  # the step or its run has ended otherwise
+RUN_ID_CONFLICT: Final = "run_id_conflict"  # the id belongs to a run of another request
+RUN_IS_FINAL: Final = "run_is_final"
+ALREADY_DISPATCHED: Final = "already_dispatched"
+NO_FREE_SLOT: Final = "no_free_slot"
+BRANCH_IS_OVER: Final = "branch_is_over"

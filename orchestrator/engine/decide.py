@@ -1,0 +1,104 @@
+"""One function that answers every input: what happens next.
+
+An input meets the run's state; out comes a `Decision` (a verdict, row changes, messages, follow-up inputs) or a
+`Wanted` (load this and ask again). The caller stores the decision, applies it to the state with `apply`, and decides
+the follow-ups in the same transaction, until none is left.
+
+How a run moves:
+
+    RunRequested ──▶ StepReached ──▶ agent step: its task goes out ──▶ TaskReported ──┐
+                        ▲    │                                                        ▼
+                        │    └─────▶ block: fork, BlockForked ──▶ … ──▶ BlockDrained ──▶ StepEnded
+                        │             each branch: (BranchArrived ──▶) TaskReported ─┘      │
+                        └──────────────── next_step, or on_failure ─────────────────────────┤
+                                                                            run ended ◀─────┘
+
+Late and repeated inputs are normal and get a verdict; an exception from here means a bug.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import assert_never
+from uuid import UUID
+
+from orchestrator.engine import block, gate, lifecycle, reports
+from orchestrator.engine.decision import Decision
+from orchestrator.engine.inputs import (
+    AttemptOverdue,
+    BlockDrained,
+    BlockForked,
+    BranchArrived,
+    CancelRequested,
+    Input,
+    RunRequested,
+    StepEnded,
+    StepReached,
+    TaskReported,
+    TaskUndeliverable,
+)
+from orchestrator.engine.state import RunState, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a decision may not fetch by itself: the time (the database's clock, UTC) and fresh ids."""
+
+    now: datetime
+    new_id: Callable[[], UUID]
+
+
+def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
+    """Return what *event* does to the run, or what must be known first.
+
+    Args:
+        state: What is known of the run that the event names; not changed.
+        event: What happened.
+        moment: The time and a source of ids; a decision that is asked for again may get new ones.
+    """
+    match event:
+        case RunRequested():
+            return lifecycle.request(state, event, moment.now)
+        case CancelRequested():
+            return lifecycle.cancel(state, event, moment.now)
+        case TaskReported():
+            return reports.task_reported(state, event.report, moment.now)
+        case AttemptOverdue():
+            return reports.attempt_overdue(state, event, moment.now)
+        case TaskUndeliverable():
+            return reports.task_undeliverable(state, event, moment.now)
+        case BranchArrived():
+            return gate.branch_arrived(state, event, moment.now, moment.new_id)
+        case StepReached():
+            return lifecycle.step_reached(state, event, moment.now, moment.new_id)
+        case BlockForked():
+            return block.forked(state, event)
+        case BlockDrained():
+            return block.drained(state, event, moment.now)
+        case StepEnded():
+            return lifecycle.step_ended(state, event, moment.now)
+        case _:
+            assert_never(event)
+
+
+def apply(state: RunState, decision: Decision, moment: Moment) -> None:
+    """Bring *state* up to date with a decision, so that the next input meets what this one left."""
+    if decision.run is not None:
+        state.put_run(decision.run)
+    for step in decision.steps:
+        state.put_step(step)
+    if decision.cancels_open_steps:
+        state.cancel_open_steps(moment.now)
+
+
+def first_wanted(event: Input) -> Wanted:
+    """Return what deciding *event* will certainly want, so that a batch can load it all at once beforehand."""
+    match event:
+        case TaskReported():
+            return Wanted(tasks=frozenset({event.report.task_id}))
+        case BranchArrived():
+            return Wanted(steps=frozenset({event.block_id, event.step_id}))
+        case AttemptOverdue() | TaskUndeliverable():
+            return Wanted(steps=frozenset({event.step_id}))
+        case _:
+            return Wanted()

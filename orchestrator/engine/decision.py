@@ -1,0 +1,61 @@
+"""What a decision says: a verdict, row changes, messages to send, and inputs that follow."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from orchestrator.engine.inputs import FollowUp, RunRequested
+from orchestrator.engine.plan import BlockPlan
+from orchestrator.engine.records import ReplyAddress, Run, StepExecution
+from schemas.messages import RunResult
+
+
+class Verdict(StrEnum):
+    """What became of an input. None of these is an error: late and repeated messages are normal."""
+
+    APPLIED = "APPLIED"
+    DUPLICATE = "DUPLICATE"  # it was applied before
+    STALE = "STALE"  # it is about something that is over
+    NOT_YET = "NOT_YET"  # ask again when a slot is free
+    REJECTED = "REJECTED"  # it cannot be applied, now or later
+
+
+@dataclass(frozen=True, slots=True)
+class SendTask:
+    """Send the task of this QUEUED row to its agent's queue."""
+
+    step: StepExecution
+
+
+@dataclass(frozen=True, slots=True)
+class SendTicket:
+    """Send this PENDING branch to its block's gate."""
+
+    step: StepExecution
+
+
+@dataclass(frozen=True, slots=True)
+class SendResult:
+    """Tell the client how its run ended."""
+
+    to: ReplyAddress
+    result: RunResult
+
+
+Send = SendTask | SendTicket | SendResult
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one input; everything in it is stored in one transaction, or nothing is."""
+
+    verdict: Verdict
+    code: str = ""  # why it was not applied; stable
+    created_run: RunRequested | None = None  # insert `run` with this request's content
+    run: Run | None = None  # its new version
+    steps: tuple[StepExecution, ...] = ()  # new versions, or new rows
+    sends: tuple[Send, ...] = ()
+    fork: BlockPlan | None = None  # create the branches of this block (see `orchestrator.engine.block.fork`)
+    join: str | None = None  # store the aggregated outputs of this block's branches as its output
+    cancels_open_steps: bool = False
+    released: StepExecution | None = None  # a branch that no longer needs its gate ticket
+    then: tuple[FollowUp, ...] = ()

@@ -1,0 +1,111 @@
+"""What can happen to a run: the inputs of `orchestrator.engine.decide.decide`.
+
+The first group comes from outside. The second follows from a decision and is decided in the same transaction, so
+that each decision stays small and a crash can never separate cause from effect.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from orchestrator.engine.records import ReplyAddress
+from schemas.messages import AgentResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequested:
+    """Someone asks for a run of a valid, stored definition."""
+
+    run_id: UUID
+    definition_id: str
+    workflow_id: str
+    workflow_version: str
+    request_digest: str
+    input: Any
+    labels: dict[str, str]
+    reply: ReplyAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReported:
+    """A worker reports on an attempt."""
+
+    report: AgentResult
+
+    @property
+    def run_id(self) -> UUID:
+        """The run that the report names."""
+        return self.report.run_id
+
+
+@dataclass(frozen=True, slots=True)
+class BranchArrived:
+    """The gate queue delivered a branch: may it go on?"""
+
+    run_id: UUID
+    block_id: str
+    step_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOverdue:
+    """The attempt passed its due time without a report of its end."""
+
+    run_id: UUID
+    step_id: str
+    task_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUndeliverable:
+    """No queue took the attempt's task for as long as we are willing to wait."""
+
+    run_id: UUID
+    step_id: str
+    task_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Someone asks that the run stop."""
+
+    run_id: UUID
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReached:
+    """The run goes on at this step."""
+
+    run_id: UUID
+    step_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockForked:
+    """All rows of a block's branches exist; so many of them failed at once, for want of a valid input."""
+
+    run_id: UUID
+    block_id: str
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDrained:
+    """The last open branch of a block has ended."""
+
+    run_id: UUID
+    block_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """A step that is nobody's branch has ended."""
+
+    run_id: UUID
+    step_id: str
+
+
+ExternalInput = RunRequested | TaskReported | BranchArrived | AttemptOverdue | TaskUndeliverable | CancelRequested
+FollowUp = StepReached | BlockForked | BlockDrained | StepEnded
+Input = ExternalInput | FollowUp

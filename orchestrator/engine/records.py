@@ -1,0 +1,105 @@
+"""What the core knows of a run and its step executions: frozen copies of rows.
+
+A record holds the columns that decisions read or write. Large columns (a step's output, a run's input) are not part of
+them; the core asks for those when it needs them, see `orchestrator.engine.state`.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from orchestrator.engine.transitions import Trigger, next_run_status, next_step_status
+from schemas.messages import ErrorInfo
+from schemas.statuses import JoinPolicy, RunStatus, StepStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAddress:
+    """Where a RunResult goes, as AMQP's `reply_to` and `correlation_id` of the request said."""
+
+    queue: str
+    correlation_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One execution of a workflow."""
+
+    id: UUID
+    status: RunStatus
+    definition_id: str  # of the definition it was started with; it never changes under the run
+    request_digest: str  # of the request's content, to tell a repeated request from a conflicting one
+    reply: ReplyAddress | None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    output: Any = None
+    error: ErrorInfo | None = None
+
+    def advanced(self, trigger: Trigger, **changes: Any) -> "Run":
+        """Return the run after *trigger*; asking for a change that the table lacks is a bug."""
+        status = next_run_status(self.status, trigger)
+        if status is None:
+            raise AssertionError(f"run {self.id} is {self.status}: it cannot {trigger}")
+        return replace(self, status=status, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """A block's counters. They make a join O(1): no decision ever looks at the other branches."""
+
+    total: int
+    open: int  # not final yet
+    failed: int
+    dispatched: int  # slots taken: QUEUED or RUNNING branches of a gated block
+    max_parallelism: int | None
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the limit can ever hold a branch back."""
+        return self.max_parallelism is not None and self.max_parallelism < self.total
+
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether the gate may let one more branch through."""
+        return self.max_parallelism is None or self.dispatched < self.max_parallelism
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepExecution:
+    """One step within a run. A block has `branches`; its branches name it as `parent_step_id`."""
+
+    run_id: UUID
+    step_id: str
+    status: StepStatus
+    position: int = 0
+    parent_step_id: str | None = None
+    branch_name: str | None = None
+    join_policy: JoinPolicy | None = None
+    agent_name: str | None = None
+    timeout_seconds: float | None = None
+    attempt: int = 0
+    task_id: UUID | None = None
+    worker_id: str | None = None
+    branches: Branches | None = None
+    created_at: datetime | None = None
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    heartbeat_at: datetime | None = None
+    due_at: datetime | None = None  # when the attempt counts as overdue
+    input: Any = None  # known on new rows, and where asked for
+    output: Any = None  # known on rows that end now
+    error: ErrorInfo | None = None
+
+    def advanced(self, trigger: Trigger, **changes: Any) -> "StepExecution":
+        """Return the row after *trigger*; asking for a change that the table lacks is a bug."""
+        status = next_step_status(self.status, trigger)
+        if status is None:
+            raise AssertionError(f"step {self.step_id} of run {self.run_id} is {self.status}: it cannot {trigger}")
+        return replace(self, status=status, **changes)
+
+    @property
+    def holds_slot(self) -> bool:
+        """Whether it takes one of its gated block's slots."""
+        return self.status in {StepStatus.QUEUED, StepStatus.RUNNING}

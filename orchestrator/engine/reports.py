@@ -1,0 +1,120 @@
+"""What workers report about attempts, and what their silence means."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from orchestrator.engine import codes
+from orchestrator.engine.attempt import due_time
+from orchestrator.engine.block import count_ended
+from orchestrator.engine.decision import Decision, Verdict
+from orchestrator.engine.inputs import AttemptOverdue, BlockDrained, FollowUp, StepEnded, TaskUndeliverable
+from orchestrator.engine.records import StepExecution
+from orchestrator.engine.state import RunState, Wanted
+from orchestrator.engine.transitions import Trigger, next_step_status
+from schemas.messages import AgentError, AgentResult, ErrorInfo
+from schemas.statuses import ReportStatus, StepStatus
+from schemas.worker_codes import WorkerErrorCode
+
+_WORKER_CODES: Final = frozenset(code.value for code in WorkerErrorCode)
+
+
+def task_reported(state: RunState, report: AgentResult, now: datetime) -> Decision | Wanted:
+    """Apply a worker's report. The task id fences: only the report of the current attempt has an effect."""
+    if state.run is None:
+        return Decision(Verdict.REJECTED, codes.UNKNOWN_RUN)
+    missing = state.missing(Wanted(tasks=frozenset({report.task_id})))
+    if missing:
+        return missing
+    step_id = state.tasks[report.task_id]
+    step = state.steps[step_id] if step_id is not None else None
+    if step is None or step.task_id != report.task_id:
+        return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
+    if report.status.ends_attempt:
+        return _attempt_ended(state, step, report, now)
+    return _attempt_lives(step, report, now)
+
+
+def attempt_overdue(state: RunState, event: AttemptOverdue, now: datetime) -> Decision | Wanted:
+    """Fail an attempt whose time is up and whose worker did not say so."""
+    missing = state.missing(Wanted(steps=frozenset({event.step_id})))
+    if missing:
+        return missing
+    step = state.steps[event.step_id]
+    if step is None or step.task_id != event.task_id or step.due_at is None or step.due_at > now:
+        return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
+    worker = f"worker {step.worker_id}" if step.worker_id else "its worker"
+    message = f"the attempt took longer than its timeout of {step.timeout_seconds:g} s, and {worker} did not end it"
+    return _failed(state, step, ErrorInfo(code=codes.TIMEOUT, message=message), now)
+
+
+def task_undeliverable(state: RunState, event: TaskUndeliverable, now: datetime) -> Decision | Wanted:
+    """Fail an attempt whose task no queue would take."""
+    missing = state.missing(Wanted(steps=frozenset({event.step_id})))
+    if missing:
+        return missing
+    step = state.steps[event.step_id]
+    if step is None or step.task_id != event.task_id or step.status is not StepStatus.QUEUED:
+        return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
+    message = f'no worker has ever offered the agent "{step.agent_name}": its queue does not exist'
+    return _failed(state, step, ErrorInfo(code=codes.UNKNOWN_AGENT, message=message), now)
+
+
+def _attempt_lives(step: StepExecution, report: AgentResult, now: datetime) -> Decision:
+    if next_step_status(step.status, Trigger.START) is None:
+        return Decision(Verdict.STALE, codes.LATE_REPORT)
+    seen = replace(step, heartbeat_at=now)
+    if step.status is StepStatus.RUNNING and step.worker_id == report.worker_id:
+        return Decision(Verdict.APPLIED, steps=(seen,))
+    started = seen.advanced(
+        Trigger.START,
+        worker_id=report.worker_id,
+        started_at=report.started_at or now,
+        due_at=due_time(step, now),
+    )
+    return Decision(Verdict.APPLIED, steps=(started,))
+
+
+def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, now: datetime) -> Decision:
+    if step.status.is_final:
+        repeated = step.status == report.status.value
+        return Decision(
+            Verdict.DUPLICATE if repeated else Verdict.STALE,
+            codes.DUPLICATE_RESULT if repeated else codes.LATE_REPORT,
+            released=step,
+        )
+    changes: Mapping[str, Any] = {
+        "worker_id": report.worker_id,
+        "started_at": report.started_at or step.started_at,
+        "finished_at": report.finished_at or now,
+        "due_at": None,
+    }
+    if report.status is ReportStatus.COMPLETED:
+        return _ended(state, step, step.advanced(Trigger.COMPLETE, output=report.output, **changes))
+    assert report.error is not None, "the contract refuses a FAILED report without an error"
+    return _ended(state, step, step.advanced(Trigger.FAIL, error=_error_info(report.error), **changes))
+
+
+def _failed(state: RunState, step: StepExecution, error: ErrorInfo, now: datetime) -> Decision:
+    return _ended(state, step, step.advanced(Trigger.FAIL, error=error, finished_at=now, due_at=None))
+
+
+def _ended(state: RunState, before: StepExecution, after: StepExecution) -> Decision:
+    if after.parent_step_id is None:
+        return Decision(Verdict.APPLIED, steps=(after,), then=(StepEnded(after.run_id, after.step_id),))
+    block = state.steps[after.parent_step_id]
+    assert block is not None, "a branch is loaded with its block"
+    counted = count_ended(block, before, after)
+    assert counted.branches is not None
+    drained: tuple[FollowUp, ...] = ()
+    if counted.branches.open == 0:
+        drained = (BlockDrained(after.run_id, block.step_id),)
+    return Decision(Verdict.APPLIED, steps=(after, counted), released=after, then=drained)
+
+
+def _error_info(error: AgentError) -> ErrorInfo:
+    details = dict(error.details or {})
+    if error.type in _WORKER_CODES:
+        return ErrorInfo(code=error.type, message=error.message, details=details or None)
+    return ErrorInfo(code=codes.AGENT_ERROR, message=error.message, details={"type": error.type, **details})

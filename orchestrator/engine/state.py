@@ -1,0 +1,107 @@
+"""The working set of one run in one transaction, and what is still missing from it.
+
+A decision never loads anything. When it lacks something it returns a `Wanted`, the caller loads that (for all runs of
+the batch at once) and asks again; decisions are pure, so asking again costs nothing. That keeps the number of round
+trips constant, and a block's other branches out of memory.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from orchestrator.engine.plan import Plan
+from orchestrator.engine.records import Run, StepExecution
+from orchestrator.engine.transitions import Trigger
+from schemas.messages import ErrorInfo
+from schemas.references import Scope, StepOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a decision needs to see. Each part is empty where nothing is needed."""
+
+    tasks: frozenset[UUID] = frozenset()  # the steps of these attempts, with their blocks
+    steps: frozenset[str] = frozenset()  # these steps, with their inputs
+    outcomes: frozenset[str] = frozenset()  # status, output and error of these
+    failures: frozenset[str] = frozenset()  # the failed branches of these blocks
+    plan: bool = False
+    run_values: bool = False  # the run's input, output and error
+
+    def __or__(self, other: "Wanted") -> "Wanted":
+        return Wanted(
+            self.tasks | other.tasks,
+            self.steps | other.steps,
+            self.outcomes | other.outcomes,
+            self.failures | other.failures,
+            self.plan or other.plan,
+            self.run_values or other.run_values,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks or self.steps or self.outcomes or self.failures or self.plan or self.run_values)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedBranch:
+    """A failed branch; the errors of a block's first ones are known, of the rest only the ids."""
+
+    step_id: str
+    error: ErrorInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunValues:
+    """The large columns of a run."""
+
+    input: Any
+    output: Any
+    error: ErrorInfo | None
+
+
+@dataclass(slots=True)
+class RunState:
+    """What is known of one run. An absent row is known as None, an unknown one is not in the mapping."""
+
+    run: Run | None
+    plan: Plan | None = None
+    steps: dict[str, StepExecution | None] = field(default_factory=dict)
+    tasks: dict[UUID, str | None] = field(default_factory=dict)
+    outcomes: dict[str, StepOutcome | None] = field(default_factory=dict)
+    failures: dict[str, tuple[FailedBranch, ...]] = field(default_factory=dict)
+    run_values: RunValues | None = None
+
+    def missing(self, wanted: Wanted) -> Wanted:
+        """Return the part of *wanted* that is not known yet."""
+        return Wanted(
+            tasks=wanted.tasks - self.tasks.keys(),
+            steps=wanted.steps - self.steps.keys(),
+            outcomes=wanted.outcomes - self.outcomes.keys(),
+            failures=wanted.failures - self.failures.keys(),
+            plan=wanted.plan and self.plan is None,
+            run_values=wanted.run_values and self.run_values is None,
+        )
+
+    def scope(self, step_ids: Iterable[str]) -> Scope:
+        """Return what references to *step_ids* and to the run's input resolve against."""
+        outcomes = {step_id: self.outcomes[step_id] for step_id in step_ids}
+        run_input = self.run_values.input if self.run_values is not None else None
+        return Scope(run_input, {key: value for key, value in outcomes.items() if value is not None})
+
+    def put_run(self, run: Run) -> None:
+        """Remember a new version of the run."""
+        self.run = run
+
+    def put_step(self, step: StepExecution) -> None:
+        """Remember a new or changed row; what was known of its outcome is out of date."""
+        self.steps[step.step_id] = step
+        if step.task_id is not None:
+            self.tasks[step.task_id] = step.step_id
+        self.outcomes.pop(step.step_id, None)
+
+    def cancel_open_steps(self, now: datetime) -> None:
+        """Remember that every row that was not final is CANCELLED now."""
+        for step in list(self.steps.values()):
+            if step is not None and not step.status.is_final:
+                self.put_step(step.advanced(Trigger.CANCEL, finished_at=now, due_at=None))

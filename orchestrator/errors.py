@@ -1,0 +1,40 @@
+"""What goes wrong in the orchestrator, and whose fault it is.
+
+    OrchestratorError
+    ├── WrongUse               the caller asked for something that cannot be: exit code 2
+    │   ├── UnknownRun         there is no run of that id
+    │   ├── UnknownWorkflow    no workflow is registered under that id
+    │   └── AgentsMissing      the workflow names agents that the registry lacks
+    ├── SchemaMismatch         the database schema is missing, older or newer than the code
+    └── DatabaseUnavailable    Postgres cannot be reached, or refused us
+
+Drivers' errors are translated where they enter and keep their `__cause__`.
+"""
+
+
+class OrchestratorError(Exception):
+    """Something that the operator should read."""
+
+
+class WrongUse(OrchestratorError):
+    """The caller asked for something that cannot be; the message says what would be right."""
+
+
+class UnknownRun(WrongUse):
+    """There is no run of that id."""
+
+
+class UnknownWorkflow(WrongUse):
+    """No workflow is registered under that id (and version)."""
+
+
+class AgentsMissing(WrongUse):
+    """The workflow names agents that the registry lacks."""
+
+
+class SchemaMismatch(OrchestratorError):
+    """The database schema is missing, older or newer than the code."""
+
+
+class DatabaseUnavailable(OrchestratorError):
+    """Postgres cannot be reached, or refused us."""

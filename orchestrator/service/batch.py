@@ -1,0 +1,216 @@
+"""A batch: many inputs for many runs, decided and stored in one transaction.
+
+The inputs of each run are decided in their order, follow-ups first. A run whose decision wants to see more stops
+there; what all stopped runs want is loaded together, and they go on. So the number of round trips depends on how deep
+the decisions look, not on how many inputs or runs there are.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from orchestrator.engine.block import fork
+from orchestrator.engine.decide import Moment, apply, decide, first_wanted
+from orchestrator.engine.decision import Decision, Verdict
+from orchestrator.engine.events import run_event, step_events
+from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested
+from orchestrator.engine.plan import BlockPlan
+from orchestrator.engine.records import StepExecution
+from orchestrator.engine.state import RunState, Wanted
+from orchestrator.service.outgoing import event_rows, outbox_row
+from orchestrator.service.plans import PlanCache
+from orchestrator.storage.unit_of_work import UnitOfWork
+from orchestrator.storage.writes import GateRow, OutboxRow
+from schemas.messages import StepEvent
+from schemas.statuses import StepStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one input."""
+
+    verdict: Verdict
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedTicket:
+    """A branch that ended: the holder of its block's gate can ack its ticket."""
+
+    run_id: UUID
+    block_id: str
+    step_id: str
+    holder: str
+    block_over: bool
+
+
+@dataclass(slots=True)
+class Committed:
+    """What a committed batch leaves to do: messages to send, gates to open and to tell; and what to log."""
+
+    answers: list[Answer]
+    messages: Sequence[OutboxRow] = ()
+    left_in_outbox: bool = False
+    gates: list[GateRow] = field(default_factory=list)
+    released: list[ReleasedTicket] = field(default_factory=list)
+    failed_steps: list[StepExecution] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    event: Input
+    index: int | None  # the place of its answer; follow-ups have none
+
+
+class Batch:
+    """The inputs of one transaction on their way through the core."""
+
+    def __init__(self, uow: UnitOfWork, plans: PlanCache, states: Mapping[UUID, RunState], moment: Moment) -> None:
+        self._uow = uow
+        self._plans = plans
+        self._states = states
+        self._moment = moment
+        self._queues: dict[UUID, deque[_Queued]] = defaultdict(deque)
+        self._events: dict[UUID, list[StepEvent]] = defaultdict(list)
+        self._answers: dict[int, Answer] = {}
+        self._released: list[StepExecution] = []
+        self._result = Committed(answers=[])
+
+    async def run(self, inputs: Sequence[ExternalInput]) -> Committed:
+        """Decide everything, and return what is left to do once the transaction is committed."""
+        wanted: dict[UUID, Wanted] = {}
+        for index, event in enumerate(inputs):
+            self._queues[event.run_id].append(_Queued(event, index))
+            wanted[event.run_id] = wanted.get(event.run_id, Wanted()) | first_wanted(event)
+        await self._load({run: w for run, w in wanted.items() if w and self._states[run].run is not None})
+        while self._queues:
+            wanted = {}
+            for run_id in list(self._queues):
+                lacking = await self._advance(run_id)
+                if lacking is not None:
+                    wanted[run_id] = lacking
+            await self._load(wanted)
+        self._flush_events()
+        return self._finish(len(inputs))
+
+    async def _advance(self, run_id: UUID) -> Wanted | None:
+        """Decide the run's inputs until none is left (None), or until one wants to see more."""
+        state, queue = self._states[run_id], self._queues[run_id]
+        while queue:
+            item = queue[0]
+            answer = decide(state, item.event, self._moment)
+            if isinstance(answer, Wanted):
+                return answer
+            queue.popleft()
+            if item.index is not None:
+                self._answers[item.index] = Answer(answer.verdict, answer.code)
+            queue.extendleft(_Queued(event, None) for event in reversed(answer.then))
+            await self._record(state, run_id, answer)
+            if answer.fork is not None:
+                queue.appendleft(_Queued(await self._fork(state, run_id, answer.fork), None))
+        del self._queues[run_id]
+        return None
+
+    async def _load(self, wanted: Mapping[UUID, Wanted]) -> None:
+        if not wanted:
+            return
+        self._flush_events()
+        await self._uow.load(self._states, wanted)
+        for run_id, some in wanted.items():
+            if some.plan:
+                definition_id = self._definition_id(run_id)
+                self._states[run_id].plan = await self._plans.get(definition_id, self._uow.load_definition)
+
+    def _definition_id(self, run_id: UUID) -> str:
+        run = self._states[run_id].run
+        if run is not None:
+            return run.definition_id
+        request = self._queues[run_id][0].event
+        assert isinstance(request, RunRequested), "only a request is about a run that does not exist"
+        return request.definition_id
+
+    async def _record(self, state: RunState, run_id: UUID, decision: Decision) -> None:
+        if decision.run is not None:
+            self._record_run(state, decision)
+        for step in decision.steps:
+            self._record_step(state.steps.get(step.step_id), step)
+        for send in decision.sends:
+            self._uow.send(outbox_row(run_id, send))
+        if decision.join is not None:
+            self._uow.join(run_id, decision.join)
+        if decision.released is not None and decision.released.parent_step_id is not None:
+            self._released.append(decision.released)
+        if decision.cancels_open_steps:
+            await self._cancel_open_steps(run_id)
+        apply(state, decision, self._moment)
+
+    def _record_run(self, state: RunState, decision: Decision) -> None:
+        run = decision.run
+        assert run is not None
+        if decision.created_run is not None:
+            self._uow.add_run(run, decision.created_run)
+        else:
+            self._uow.change_run(run)
+        if state.run is None or state.run.status is not run.status:
+            self._events[run.id].append(run_event(run))
+
+    def _record_step(self, before: StepExecution | None, after: StepExecution) -> None:
+        if before is None:
+            self._uow.add_step(after)
+        else:
+            self._uow.change_step(after)
+        self._events[after.run_id].extend(step_events(before, after))
+        if after.status is StepStatus.FAILED:
+            self._result.failed_steps.append(after)
+
+    async def _fork(self, state: RunState, run_id: UUID, plan: BlockPlan) -> BlockForked:
+        """Write the branches, a piece at a time; they are not kept, for no decision looks at siblings."""
+        if plan.is_gated:
+            assert plan.max_parallelism is not None
+            gate = GateRow(run_id, plan.id, plan.max_parallelism)
+            self._uow.open_gate(gate)
+            self._result.gates.append(gate)
+        failed = 0
+        for step, send in fork(state, plan, self._moment.now, self._moment.new_id):
+            self._record_step(None, step)
+            failed += step.status is StepStatus.FAILED
+            if send is not None:
+                self._uow.send(outbox_row(run_id, send))
+            if self._uow.is_full:
+                self._flush_events()
+                await self._uow.flush()
+        return BlockForked(run_id, plan.id, failed)
+
+    async def _cancel_open_steps(self, run_id: UUID) -> None:
+        now = self._moment.now
+        for row in await self._uow.cancel_open_steps(run_id, now):
+            self._events[run_id].append(
+                StepEvent(
+                    step_id=row.step_id,
+                    parent_step_id=row.parent_step_id,
+                    branch_name=row.branch_name,
+                    status=StepStatus.CANCELLED,
+                    attempt=row.attempt,
+                    at=now,
+                )
+            )
+
+    def _flush_events(self) -> None:
+        for run_id, events in self._events.items():
+            for row in event_rows(run_id, events):
+                self._uow.send(row)
+        self._events.clear()
+
+    def _finish(self, inputs: int) -> Committed:
+        result = self._result
+        result.answers = [self._answers[index] for index in range(inputs)]
+        for step in self._released:
+            assert step.parent_step_id is not None
+            holder = self._uow.gate_holders.get((step.run_id, step.parent_step_id))
+            if holder is None:
+                continue  # its block has no gate
+            block = self._states[step.run_id].steps.get(step.parent_step_id)
+            over = block is None or block.status.is_final
+            result.released.append(ReleasedTicket(step.run_id, step.parent_step_id, step.step_id, holder, over))
+        return result

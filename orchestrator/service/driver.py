@@ -1,0 +1,115 @@
+"""The way of every input: BEGIN, lock the runs, decide, write rows and outbox, COMMIT, then do what is left to do."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+
+from orchestrator.engine.decide import Moment
+from orchestrator.engine.decision import Verdict
+from orchestrator.engine.inputs import ExternalInput
+from orchestrator.service.batch import Answer, Batch, Committed
+from orchestrator.service.plans import PlanCache
+from orchestrator.storage.database import Database, is_lost_connection, is_transient
+from orchestrator.storage.unit_of_work import unit_of_work
+
+log = structlog.get_logger(__name__)
+
+MAX_TRIES: Final = 10  # of a transaction that the server itself keeps undoing, for instance by deadlocks
+
+Follower = Callable[[Committed], Awaitable[None]]
+
+
+class Driver:
+    """Drives runs forward. Safe to use from several tasks; each call is a transaction of its own."""
+
+    def __init__(self, database: Database, replica_id: str, plans: PlanCache) -> None:
+        self._database = database
+        self._replica_id = replica_id
+        self._plans = plans
+        self._followers: list[Follower] = []
+        self.verdicts: Counter[tuple[Verdict, str]] = Counter()
+        self.database_ok = True
+
+    def follow(self, follower: Follower) -> None:
+        """Have *follower* called after each commit, in the order of registration."""
+        self._followers.append(follower)
+
+    async def drive(self, inputs: Sequence[ExternalInput]) -> list[Answer]:
+        """Apply *inputs* in one transaction and return the answer to each.
+
+        The transaction is tried again after errors that pass: for ever while Postgres is out of reach, a few times
+        otherwise. Applying the same inputs twice is harmless, so an ambiguous COMMIT is too.
+
+        Raises:
+            Exception: One of the inputs cannot be applied; none of them was.
+        """
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(is_transient),
+            wait=wait_random_exponential(multiplier=0.05, max=5),
+            stop=_tried_enough,
+            before_sleep=self._failed,
+            reraise=True,
+        ):
+            with attempt:
+                committed = await self._once(inputs)
+        self._recovered()
+        self._report(inputs, committed)
+        for follower in self._followers:
+            await follower(committed)
+        return committed.answers
+
+    async def _once(self, inputs: Sequence[ExternalInput]) -> Committed:
+        async with unit_of_work(self._database, self._replica_id) as uow:
+            now, states = await uow.lock_runs({event.run_id for event in inputs})
+            committed = await Batch(uow, self._plans, states, Moment(now, uuid4)).run(inputs)
+        committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox
+        return committed
+
+    def _failed(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if error is None or not is_lost_connection(error):
+            return
+        if self.database_ok:
+            log.warning(
+                "Postgres is out of reach; trying again", action="database_lost", error=str(error).split("\n")[0]
+            )
+        self.database_ok = False
+
+    def _recovered(self) -> None:
+        if not self.database_ok:
+            log.info("Postgres is back", action="database_restored")
+        self.database_ok = True
+
+    def _report(self, inputs: Sequence[ExternalInput], committed: Committed) -> None:
+        self.verdicts.update((answer.verdict, answer.code) for answer in committed.answers)
+        for event, answer in zip(inputs, committed.answers, strict=True):
+            if answer.verdict in {Verdict.STALE, Verdict.REJECTED}:
+                log.info(
+                    "An input had no effect",
+                    action="input_without_effect",
+                    input=type(event).__name__,
+                    run_id=str(event.run_id),
+                    verdict=answer.verdict.value,
+                    code=answer.code,
+                )
+        for step in committed.failed_steps:
+            assert step.error is not None
+            log.warning(
+                "A step failed",
+                action="step_failed",
+                run_id=str(step.run_id),
+                step_id=step.step_id,
+                parent_step_id=step.parent_step_id,
+                worker_id=step.worker_id,
+                code=step.error.code,
+                error=step.error.message,
+            )
+
+
+def _tried_enough(state: RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome is not None else None
+    return error is not None and not is_lost_connection(error) and state.attempt_number >= MAX_TRIES

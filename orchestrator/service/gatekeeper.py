@@ -1,0 +1,223 @@
+"""The gates that this replica holds: leases, and the gate queues behind them.
+
+A replica holds a gate by a lease in Postgres, renewed long before it lapses; when it dies another takes over. For each
+gate it holds it consumes the gate queue with prefetch = max_parallelism. A delivery stands for a branch: it stays
+unsettled while the branch waits or runs and is acked when the branch has ended, and that ack makes RabbitMQ deliver
+the next. Whether a branch may run is decided in Postgres (`orchestrator.engine.gate`); the queue only paces.
+
+Branches end in any replica. The holder hears of it in process, or by a notice to its own queue; a lost notice is made
+up for by the reconciliation of the next lease round.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final
+from uuid import UUID, uuid4
+
+import structlog
+
+from messaging import topology
+from messaging.port import Broker, Consumer, ConsumerClosed, DeadLetterReason, Delivery, OutgoingMessage
+from orchestrator.engine.decision import Verdict
+from orchestrator.engine.inputs import BranchArrived
+from orchestrator.service.batch import Committed, ReleasedTicket
+from orchestrator.service.driver import Driver
+from orchestrator.service.notices import BranchesOver, GateTicket
+from orchestrator.storage.database import Database
+from orchestrator.storage.gates import Lease, branches_over, delete_gate, release_leases, take_leases
+from schemas.codec import decode, encode
+from schemas.errors import MessageRefused
+
+log = structlog.get_logger(__name__)
+
+LEASE_ROUND_SECONDS: Final = 1.5  # well within a lease, so that one late round does not lose it
+MAX_PREFETCH: Final = 65_535  # AMQP's; above it the window is open, and the count alone limits
+
+GateKey = tuple[UUID, str]
+
+
+class HeldGate:
+    """One gate that this replica holds, and the tickets in its hands."""
+
+    def __init__(self, key: GateKey, consumer: Consumer, driver: Driver) -> None:
+        self.key = key
+        self._consumer = consumer
+        self._driver = driver
+        self._held: dict[str, Delivery] = {}
+        self._waiting: set[str] = set()  # held, but without a slot
+        self._slot_freed = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name=f"gate {key[0]}.{key[1]}")
+
+    async def branches_ended(self, step_ids: Iterable[str]) -> None:
+        """Ack the tickets of branches that have ended; each ack lets RabbitMQ deliver the next branch."""
+        done = [self._held.pop(step_id) for step_id in step_ids if step_id in self._held]
+        await self._consumer.ack(done)
+        if self._waiting:
+            self._slot_freed.set()
+
+    @property
+    def held(self) -> Sequence[str]:
+        """The branches whose tickets are in hand."""
+        return list(self._held)
+
+    async def close(self) -> None:
+        """Let go: what is held goes back to the queue, for the next holder."""
+        await self._consumer.close()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        retry = asyncio.create_task(self._retry_waiting())
+        try:
+            while True:
+                await self._admit(await self._take(await self._consumer.receive(MAX_PREFETCH)))
+        except ConsumerClosed:
+            return
+        finally:
+            retry.cancel()
+
+    async def _take(self, deliveries: Sequence[Delivery]) -> list[str]:
+        taken = []
+        for delivery in deliveries:
+            try:
+                ticket = decode(GateTicket, delivery.body)
+            except MessageRefused as refused:
+                await self._consumer.dead_letter(delivery, DeadLetterReason(refused.code, str(refused)))
+                continue
+            # In hand before anything is asked: its branch may end at any moment from now on.
+            self._held[ticket.step_id] = delivery
+            taken.append(ticket.step_id)
+        return taken
+
+    async def _admit(self, step_ids: Sequence[str]) -> None:
+        if not step_ids:
+            return
+        run_id, block_id = self.key
+        answers = await self._driver.drive([BranchArrived(run_id, block_id, step_id) for step_id in step_ids])
+        over = []
+        for step_id, answer in zip(step_ids, answers, strict=True):
+            self._waiting.discard(step_id)
+            if answer.verdict is Verdict.NOT_YET:
+                self._waiting.add(step_id)
+            elif answer.verdict is Verdict.STALE:
+                over.append(step_id)
+        await self.branches_ended(over)
+
+    async def _retry_waiting(self) -> None:
+        while True:
+            await self._slot_freed.wait()
+            self._slot_freed.clear()
+            await self._admit(sorted(self._waiting))
+
+
+class Gatekeeper:
+    """All gates of one replica."""
+
+    def __init__(self, database: Database, broker: Broker, driver: Driver, replica_id: str) -> None:
+        self._database = database
+        self._broker = broker
+        self._driver = driver
+        self._replica_id = replica_id
+        self._gates: dict[GateKey, HeldGate] = {}
+        self._opening = asyncio.Lock()
+
+    async def open_gates(self, batch: Committed) -> None:
+        """Open the gates of new blocks; called after a commit, before its messages go out."""
+        for gate in batch.gates:
+            await self._open((gate.run_id, gate.block_id), gate.max_parallelism)
+
+    async def tell_holders(self, batch: Committed) -> None:
+        """Tell the holders of gates which branches have ended; called after a commit."""
+        if batch.released:
+            await self._tell(batch.released)
+
+    async def run(self) -> None:
+        """Renew the leases for ever."""
+        while True:
+            await self.run_once()
+            await asyncio.sleep(LEASE_ROUND_SECONDS)
+
+    async def run_once(self) -> None:
+        """Renew leases, take over lapsed ones, close gates whose block is over, and reconcile the tickets in hand."""
+        leases = {
+            (lease.run_id, lease.block_id): lease for lease in await take_leases(self._database, self._replica_id)
+        }
+        for key in [key for key in self._gates if key not in leases]:
+            log.warning("A gate was lost to another replica", action="gate_lost", run_id=str(key[0]), block_id=key[1])
+            await self._let_go(key)
+        for key, lease in leases.items():
+            await self._tend(key, lease)
+
+    async def take_notice(self, notice: BranchesOver) -> None:
+        """Act on another replica's notice."""
+        key = (notice.run_id, notice.block_id)
+        gate = self._gates.get(key)
+        if gate is not None:
+            await gate.branches_ended(notice.step_ids)
+        if notice.block_over:
+            await self._remove(key)
+
+    async def close(self) -> None:
+        """Give all gates up at once: others take over without waiting for a lease to lapse."""
+        for key in list(self._gates):
+            await self._let_go(key)
+        await release_leases(self._database, self._replica_id)
+
+    async def _tend(self, key: GateKey, lease: Lease) -> None:
+        if lease.block_status.is_final:
+            await self._remove(key)
+            return
+        gate = self._gates.get(key)
+        if gate is None:
+            await self._open(key, lease.max_parallelism)
+        elif gate.held:
+            await gate.branches_ended(await branches_over(self._database, key[0], gate.held))
+
+    async def _open(self, key: GateKey, max_parallelism: int) -> None:
+        async with self._opening:
+            if key in self._gates:
+                return
+            prefetch = max_parallelism if max_parallelism <= MAX_PREFETCH else 0
+            consumer = await self._broker.consume(topology.gate_queue(*key), prefetch=prefetch)
+            self._gates[key] = HeldGate(key, consumer, self._driver)
+
+    async def _let_go(self, key: GateKey) -> None:
+        gate = self._gates.pop(key, None)
+        if gate is not None:
+            await gate.close()
+
+    async def _remove(self, key: GateKey) -> None:
+        await self._let_go(key)
+        await self._broker.delete_queue(topology.gate_queue(*key).name)
+        await delete_gate(self._database, self._replica_id, *key)
+
+    async def _tell(self, released: Sequence[ReleasedTicket]) -> None:
+        notices: dict[tuple[str, UUID, str], list[ReleasedTicket]] = {}
+        for ticket in released:
+            notices.setdefault((ticket.holder, ticket.run_id, ticket.block_id), []).append(ticket)
+        outgoing = []
+        for (holder, run_id, block_id), tickets in notices.items():
+            notice = BranchesOver(
+                run_id=run_id,
+                block_id=block_id,
+                step_ids=[ticket.step_id for ticket in tickets],
+                block_over=any(ticket.block_over for ticket in tickets),
+            )
+            if holder == self._replica_id:
+                await self.take_notice(notice)
+            else:
+                outgoing.append(_notice_message(holder, notice))
+        if outgoing:
+            await self._broker.publish(outgoing)
+
+
+def _notice_message(holder: str, notice: BranchesOver) -> OutgoingMessage:
+    return OutgoingMessage(
+        exchange=topology.DEFAULT_EXCHANGE,
+        routing_key=topology.replica_queue(holder).name,
+        type=BranchesOver.__name__,
+        message_id=str(uuid4()),
+        body=encode(notice),
+        persistent=False,
+        mandatory=False,
+    )

@@ -1,0 +1,147 @@
+"""Work in: one queue, taken in batches, driven through the core, settled.
+
+While one batch is in its transaction the next deliveries collect; the next transaction takes them all. That is the
+whole of the batching: no timer, and nothing waits when there is little to do.
+
+A delivery that cannot be read is dead-lettered with its reason. A batch that cannot be applied is halved until the
+one that is to blame stands alone; that one is dead-lettered, the others are applied.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from messaging.port import Broker, BrokerUnavailable, Consumer, ConsumerClosed, DeadLetterReason, Delivery, Queue
+from orchestrator.engine.inputs import ExternalInput
+from orchestrator.service.batch import Answer
+from orchestrator.service.driver import Driver
+
+log = structlog.get_logger(__name__)
+
+BATCH: Final = 500
+PREFETCH: Final = 2 * BATCH  # one batch in its transaction, one collecting
+
+
+class Refused(Exception):
+    """A delivery cannot be used: why its dead letter says so."""
+
+    def __init__(self, reason: DeadLetterReason) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+class Handled(Exception):
+    """A delivery needs no transaction: it was answered while it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A delivery and the input that it holds."""
+
+    delivery: Delivery
+    event: ExternalInput
+
+
+class Reader(Protocol):
+    """Turns deliveries of one queue into inputs."""
+
+    async def read(self, delivery: Delivery) -> ExternalInput:
+        """Return the input that *delivery* holds.
+
+        Raises:
+            Refused: It holds none.
+            Handled: It was answered already.
+        """
+
+    async def answered(self, item: Item, answer: Answer) -> None:
+        """Do what the answer asks for beyond the transaction."""
+
+
+class Intake:
+    """Consumes one queue."""
+
+    def __init__(self, broker: Broker, queue: Queue, driver: Driver, reader: Reader) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._driver = driver
+        self._reader = reader
+        self._consumer: Consumer | None = None
+
+    async def start(self) -> None:
+        """Begin to consume."""
+        self._consumer = await self._broker.consume(self._queue, prefetch=PREFETCH)
+
+    async def run(self) -> None:
+        """Take batch after batch until `close`."""
+        try:
+            while True:
+                await self.run_once()
+        except ConsumerClosed:
+            return
+
+    async def run_once(self) -> None:
+        """Wait for deliveries, apply them, settle them."""
+        consumer = self._started()
+        items = [
+            item
+            for delivery in await consumer.receive(BATCH)
+            if (item := await self._read(consumer, delivery)) is not None
+        ]
+        await self._apply(consumer, items)
+
+    async def close(self) -> None:
+        """Stop; what is not settled goes back to the queue."""
+        if self._consumer is not None:
+            await self._consumer.close()
+
+    def _started(self) -> Consumer:
+        assert self._consumer is not None, "start() comes first"
+        return self._consumer
+
+    async def _read(self, consumer: Consumer, delivery: Delivery) -> Item | None:
+        try:
+            return Item(delivery, await self._reader.read(delivery))
+        except Refused as refused:
+            await self._dead_letter(consumer, delivery, refused.reason)
+        except Handled:
+            await consumer.ack([delivery])
+        return None
+
+    async def _apply(self, consumer: Consumer, items: Sequence[Item]) -> None:
+        if not items:
+            return
+        try:
+            answers = await self._driver.drive([item.event for item in items])
+        except Exception as error:
+            await self._isolate(consumer, items, error)
+            return
+        for item, answer in zip(items, answers, strict=True):
+            await self._reader.answered(item, answer)
+        await consumer.ack([item.delivery for item in items])
+
+    async def _isolate(self, consumer: Consumer, items: Sequence[Item], error: Exception) -> None:
+        if len(items) > 1:
+            middle = len(items) // 2
+            await self._apply(consumer, items[:middle])
+            await self._apply(consumer, items[middle:])
+            return
+        log.exception("An input cannot be applied", action="input_failed", queue=self._queue.name, exc_info=error)
+        reason = DeadLetterReason("internal_error", f"{type(error).__name__}: {str(error).splitlines()[0][:500]}")
+        await self._dead_letter(consumer, items[0].delivery, reason)
+
+    async def _dead_letter(self, consumer: Consumer, delivery: Delivery, reason: DeadLetterReason) -> None:
+        log.warning(
+            "A message was dead-lettered",
+            action="dead_lettered",
+            queue=delivery.queue,
+            message_id=delivery.message_id,
+            code=reason.code,
+            reason=reason.message[:1000],
+        )
+        try:
+            await consumer.dead_letter(delivery, reason)
+        except BrokerUnavailable:
+            # It stays unsettled and is delivered again when the broker is back.
+            await consumer.requeue([delivery])

@@ -1,0 +1,22 @@
+"""What replicas tell each other: messages that are no part of the public contract."""
+
+from uuid import UUID
+
+from schemas.messages import Message, StepId
+
+
+class GateTicket(Message):
+    """A branch that waits at the gate of its block; it lies in the block's gate queue."""
+
+    run_id: UUID
+    block_id: StepId
+    step_id: StepId
+
+
+class BranchesOver(Message):
+    """Tell the holder of a gate that these branches have ended; lost ones are found by its reconciliation."""
+
+    run_id: UUID
+    block_id: StepId
+    step_ids: list[StepId]
+    block_over: bool  # the block itself has ended: its gate can be closed

@@ -1,0 +1,115 @@
+"""Messages out: what a decision sends becomes an outbox row, and an outbox row an AMQP message."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, assert_never
+from uuid import UUID, uuid4
+
+from messaging import topology
+from messaging.port import OutgoingMessage
+from orchestrator.engine.decision import Send, SendResult, SendTask, SendTicket
+from orchestrator.engine.records import StepExecution
+from orchestrator.service.notices import GateTicket
+from orchestrator.storage.writes import OutboxRow
+from schemas.codec import encode
+from schemas.messages import AgentTask, RunEvent, RunResult, StepEvent
+
+EVENTS_PER_MESSAGE: Final = 500
+
+
+def outbox_row(run_id: UUID, send: Send) -> OutboxRow:
+    """Return the outbox row of a message that a decision sends."""
+    match send:
+        case SendTask(step):
+            return _task_row(step)
+        case SendTicket(step):
+            return _ticket_row(step)
+        case SendResult(to, result):
+            return OutboxRow(
+                message_id=uuid4(),
+                run_id=run_id,
+                step_id=None,
+                task_id=None,
+                exchange=topology.DEFAULT_EXCHANGE,
+                routing_key=to.queue,
+                type=RunResult.__name__,
+                correlation_id=to.correlation_id,
+                body=encode(result),
+            )
+        case _:
+            assert_never(send)
+
+
+def event_rows(run_id: UUID, events: Sequence[StepEvent]) -> Iterator[OutboxRow]:
+    """Yield the outbox rows that tell of *events*, many in each."""
+    for start in range(0, len(events), EVENTS_PER_MESSAGE):
+        some = events[start : start + EVENTS_PER_MESSAGE]
+        yield OutboxRow(
+            message_id=uuid4(),
+            run_id=run_id,
+            step_id=None,
+            task_id=None,
+            exchange=topology.EVENTS_EXCHANGE,
+            routing_key=topology.event_key(run_id),
+            type=RunEvent.__name__,
+            correlation_id=None,
+            body=encode(RunEvent.model_construct(version=1, run_id=run_id, events=list(some))),
+        )
+
+
+def to_message(row: OutboxRow) -> OutgoingMessage:
+    """Return the AMQP message of an outbox row. Only events may find nobody who wants them."""
+    is_event = row.exchange == topology.EVENTS_EXCHANGE
+    return OutgoingMessage(
+        exchange=row.exchange,
+        routing_key=row.routing_key,
+        type=row.type,
+        message_id=str(row.message_id),
+        body=row.body,
+        correlation_id=row.correlation_id,
+        mandatory=not is_event,
+    )
+
+
+def _task_row(step: StepExecution) -> OutboxRow:
+    assert step.task_id is not None, "a dispatched step has a task id"
+    assert step.agent_name is not None, "only agent steps are dispatched"
+    # Built from our own row, which was checked at the door; the hot path need not check it again.
+    task = AgentTask.model_construct(
+        version=1,
+        task_id=step.task_id,
+        run_id=step.run_id,
+        step_id=step.step_id,
+        parent_step_id=step.parent_step_id,
+        branch_name=step.branch_name,
+        agent_name=step.agent_name,
+        attempt=step.attempt,
+        input=step.input,
+        timeout_seconds=step.timeout_seconds,
+    )
+    return OutboxRow(
+        message_id=uuid4(),
+        run_id=step.run_id,
+        step_id=step.step_id,
+        task_id=step.task_id,
+        exchange=topology.TASKS_EXCHANGE,
+        routing_key=step.agent_name,
+        type=AgentTask.__name__,
+        correlation_id=str(step.task_id),
+        body=encode(task),
+    )
+
+
+def _ticket_row(step: StepExecution) -> OutboxRow:
+    assert step.parent_step_id is not None, "only branches wait at a gate"
+    ticket = GateTicket(run_id=step.run_id, block_id=step.parent_step_id, step_id=step.step_id)
+    return OutboxRow(
+        message_id=uuid4(),
+        run_id=step.run_id,
+        step_id=step.step_id,
+        task_id=None,
+        exchange=topology.GATES_EXCHANGE,
+        routing_key=topology.gate_key(step.run_id, step.parent_step_id),
+        type=GateTicket.__name__,
+        correlation_id=None,
+        body=encode(ticket),
+    )

@@ -1,0 +1,164 @@
+"""The outbox relay: messages go out after the commit that caused them, at least once.
+
+A commit hands its messages over in memory and they are published at once; the rows are deleted when the broker has
+confirmed them. Whatever is left in the outbox — a block too large to hand over, messages of a process that died, what
+the broker did not confirm or could not route — is found by the sweep when it is due. Both ways share one
+`_settle`: recovery is the same path, entered later.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from messaging import topology
+from messaging.port import Broker, PublishOutcome
+from orchestrator.engine.inputs import TaskUndeliverable
+from orchestrator.service.batch import Committed
+from orchestrator.service.driver import Driver
+from orchestrator.service.outgoing import to_message
+from orchestrator.storage.database import Database
+from orchestrator.storage.outbox import delete_sent, delete_tasks, lock_due, postpone
+from orchestrator.storage.writes import OutboxRow
+
+log = structlog.get_logger(__name__)
+
+PAGE: Final = 500
+RETRY_SECONDS: Final = 1.0
+IN_FLIGHT_BATCHES: Final = 4  # more would only pile up in front of a slow broker; the sweep takes the rest
+
+
+class Relay:
+    """Sends what the outbox holds."""
+
+    def __init__(
+        self, database: Database, broker: Broker, driver: Driver, *, unknown_agent_after: float, interval: float = 1.0
+    ) -> None:
+        """Prepare the relay.
+
+        Args:
+            database: Where the outbox is.
+            broker: Where its messages go.
+            driver: Told of tasks that no queue takes.
+            unknown_agent_after: Seconds for which such a task is tried before its step fails.
+            interval: Seconds between sweeps that nothing else causes.
+        """
+        self._database = database
+        self._broker = broker
+        self._driver = driver
+        self._unknown_agent_after = unknown_agent_after
+        self._interval = interval
+        self._wake = asyncio.Event()
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def committed(self, batch: Committed) -> None:
+        """Send a commit's messages; called right after it."""
+        if batch.left_in_outbox:
+            self._wake.set()
+        if not batch.messages or len(self._sending) >= IN_FLIGHT_BATCHES:
+            return
+        task = asyncio.create_task(self._send_now(batch.messages))
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+
+    async def run(self) -> None:
+        """Sweep whenever there is reason to, and every *interval* seconds."""
+        while True:
+            self._wake.clear()
+            while await self.run_once():
+                pass
+            try:
+                async with asyncio.timeout(self._interval):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def run_once(self) -> bool:
+        """Send one page of what is due; return whether there may be more."""
+        async with self._database.transaction() as connection:
+            rows = await lock_due(connection, PAGE)
+            if not rows:
+                return False
+            undeliverable = await self._settle(connection, rows, await self._publish(rows))
+        await self._give_up(undeliverable)
+        return len(rows) == PAGE
+
+    async def drain(self) -> None:
+        """Wait until the messages that were handed over are sent."""
+        await asyncio.gather(*self._sending, return_exceptions=True)
+
+    async def _send_now(self, rows: Sequence[OutboxRow]) -> None:
+        outcomes = await self._publish(rows)
+        async with self._database.transaction() as connection:
+            undeliverable = await self._settle(connection, rows, outcomes)
+        await self._give_up(undeliverable)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # The rows are still in the outbox, and the sweep sends them again when they are due.
+            log.warning("Messages were left to the sweep", action="relay_interrupted", error=str(task.exception()))
+
+    async def _publish(self, rows: Sequence[OutboxRow]) -> Sequence[PublishOutcome]:
+        return await self._broker.publish([to_message(row) for row in rows])
+
+    async def _settle(
+        self, connection: AsyncConnection, rows: Sequence[OutboxRow], outcomes: Sequence[PublishOutcome]
+    ) -> list[TaskUndeliverable]:
+        done: list[UUID] = []
+        unknown: list[UUID] = []
+        returned: dict[UUID, OutboxRow] = {}
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if outcome is PublishOutcome.CONFIRMED or self._is_pointless(row, outcome):
+                done.append(row.message_id)
+            elif outcome is PublishOutcome.RETURNED:
+                returned[row.message_id] = row
+            else:
+                unknown.append(row.message_id)
+        if done:
+            await delete_sent(connection, done)
+        if unknown:
+            await postpone(connection, unknown, delay=RETRY_SECONDS, returned=False)
+        return await self._postpone_returned(connection, returned) if returned else []
+
+    async def _postpone_returned(
+        self, connection: AsyncConnection, returned: dict[UUID, OutboxRow]
+    ) -> list[TaskUndeliverable]:
+        given_up: list[TaskUndeliverable] = []
+        for late in await postpone(connection, list(returned), delay=RETRY_SECONDS, returned=True):
+            row = returned[late.message_id]
+            if row.task_id is None or row.step_id is None:
+                continue
+            if late.unroutable_for.total_seconds() == 0:
+                log.warning(
+                    "No worker has declared the agent's queue yet; the task waits",
+                    action="task_unroutable",
+                    agent_name=row.routing_key,
+                    run_id=str(row.run_id),
+                    step_id=row.step_id,
+                )
+            elif late.unroutable_for.total_seconds() >= self._unknown_agent_after:
+                given_up.append(TaskUndeliverable(row.run_id, row.step_id, row.task_id))
+        return given_up
+
+    async def _give_up(self, undeliverable: Sequence[TaskUndeliverable]) -> None:
+        if not undeliverable:
+            return
+        await self._driver.drive(undeliverable)
+        async with self._database.transaction() as connection:
+            await delete_tasks(connection, [event.task_id for event in undeliverable])
+
+    def _is_pointless(self, row: OutboxRow, outcome: PublishOutcome) -> bool:
+        """Whether sending it again cannot help anybody: a reply to a client that has gone, a body that is too large."""
+        if outcome is PublishOutcome.TOO_LARGE:
+            log.error(
+                "A message exceeds the broker's limit", action="message_too_large", type=row.type, size=len(row.body)
+            )
+            return True
+        if outcome is PublishOutcome.RETURNED and row.exchange == topology.DEFAULT_EXCHANGE:
+            log.warning("The client's reply queue is gone", action="reply_unroutable", run_id=str(row.run_id))
+            return True
+        return False

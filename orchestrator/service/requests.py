@@ -1,0 +1,155 @@
+"""What the runs queue holds: RunRequests, checked at the door.
+
+A client that named a `reply_to` gets every refusal as a RunResult with status REJECTED. Where nobody can be told, and
+where the body cannot even be read, the request goes to the dead letters.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID, uuid4, uuid5
+
+import structlog
+
+from messaging import topology
+from messaging.port import Broker, DeadLetterReason, Delivery, OutgoingMessage, PublishOutcome
+from orchestrator.engine import codes
+from orchestrator.engine.decision import Verdict
+from orchestrator.engine.inputs import ExternalInput, RunRequested
+from orchestrator.engine.plan import compile_plan
+from orchestrator.engine.records import ReplyAddress
+from orchestrator.errors import UnknownWorkflow
+from orchestrator.service.batch import Answer
+from orchestrator.service.intake import Handled, Item, Refused
+from orchestrator.service.plans import PlanCache
+from orchestrator.storage.database import Database
+from orchestrator.storage.definitions import (
+    definition_id,
+    digest,
+    find_definition,
+    load_definition,
+    store_definition,
+)
+from schemas.codec import decode, encode
+from schemas.errors import MessageRefused, WorkflowInvalid
+from schemas.messages import ErrorInfo, RunRequest, RunResult
+from schemas.statuses import ResultStatus
+from schemas.validation import parse_workflow
+
+log = structlog.get_logger(__name__)
+
+LARGE_BODY: Final = 256 * 1024  # checked in a thread, so that leases and heartbeats go on meanwhile
+RUN_ID_NAMESPACE: Final = UUID("9f0f5a5e-5f0c-4f5b-9d5e-0c1c2f3b7a10")
+KNOWN_DEFINITIONS: Final = 10_000
+
+
+class RequestReader:
+    """Reads RunRequests."""
+
+    def __init__(self, database: Database, broker: Broker, plans: PlanCache) -> None:
+        self._database = database
+        self._broker = broker
+        self._plans = plans
+        self._stored: dict[str, tuple[str, str]] = {}  # definitions that are in the database: their id and version
+
+    async def read(self, delivery: Delivery) -> ExternalInput:
+        """Return the request for a run of a valid, stored definition."""
+        try:
+            request = decode(RunRequest, delivery.body)
+        except MessageRefused as refused:
+            await self._reject(delivery, None, ErrorInfo(code=refused.code, message=str(refused)))
+            raise Refused(DeadLetterReason(refused.code, str(refused))) from refused
+        run_id = request.run_id or _run_id_of(delivery)
+        try:
+            definition, workflow_id, version = await self._definition(request, large=len(delivery.body) > LARGE_BODY)
+        except (WorkflowInvalid, UnknownWorkflow) as error:
+            await self._refuse(delivery, run_id, _error(error))
+            raise Handled from error
+        return RunRequested(
+            run_id=run_id,
+            definition_id=definition,
+            workflow_id=workflow_id,
+            workflow_version=version,
+            request_digest=digest(request.model_dump(mode="json", exclude={"run_id", "version"})),
+            input=request.input,
+            labels=request.labels or {},
+            reply=ReplyAddress(delivery.reply_to, delivery.correlation_id) if delivery.reply_to else None,
+        )
+
+    async def answered(self, item: Item, answer: Answer) -> None:
+        """Tell the client of a conflict; everything else is told by the run itself."""
+        if answer.verdict is Verdict.REJECTED and answer.code == codes.RUN_ID_CONFLICT:
+            message = "there is a run with this run_id and another body: choose another id, or repeat the same request"
+            await self._refuse(item.delivery, item.event.run_id, ErrorInfo(code=answer.code, message=message))
+
+    async def _definition(self, request: RunRequest, *, large: bool) -> tuple[str, str, str]:
+        if request.workflow is None:
+            assert request.workflow_id is not None, "the contract asks for one of the two"
+            identity = await find_definition(self._database, request.workflow_id, request.workflow_version)
+            async with self._database.transaction() as connection:
+                document = await load_definition(connection, identity)
+            return identity, request.workflow_id, str(document.get("version", ""))
+        document = request.workflow
+        identity = definition_id(document)
+        known = self._stored.get(identity)
+        if known is None:
+            known = await (self._store(document) if not large else self._store_large(document))
+            self._remember(identity, known)
+        return identity, *known
+
+    async def _store(self, document: Mapping[str, Any]) -> tuple[str, str]:
+        workflow = parse_workflow(document)
+        identity = await store_definition(self._database, workflow, document)
+        self._plans.put(identity, compile_plan(workflow))
+        return workflow.workflow_id, workflow.version
+
+    async def _store_large(self, document: Mapping[str, Any]) -> tuple[str, str]:
+        workflow = await asyncio.to_thread(parse_workflow, document)
+        identity = await store_definition(self._database, workflow, document)
+        self._plans.put(identity, await asyncio.to_thread(compile_plan, workflow))
+        return workflow.workflow_id, workflow.version
+
+    def _remember(self, identity: str, known: tuple[str, str]) -> None:
+        if len(self._stored) >= KNOWN_DEFINITIONS:
+            self._stored.clear()
+        self._stored[identity] = known
+
+    async def _refuse(self, delivery: Delivery, run_id: UUID, error: ErrorInfo) -> None:
+        log.warning(
+            "A run was refused",
+            action="run_refused",
+            run_id=str(run_id),
+            code=error.code,
+            reason=error.message[:2000],
+        )
+        if not await self._reject(delivery, run_id, error):
+            raise Refused(DeadLetterReason(error.code, error.message))
+
+    async def _reject(self, delivery: Delivery, run_id: UUID | None, error: ErrorInfo) -> bool:
+        """Send the refusal to the client; return whether it was told."""
+        if not delivery.reply_to:
+            return False
+        result = RunResult(run_id=run_id, status=ResultStatus.REJECTED, output=None, error=error)
+        message = OutgoingMessage(
+            exchange=topology.DEFAULT_EXCHANGE,
+            routing_key=delivery.reply_to,
+            type=RunResult.__name__,
+            message_id=str(uuid4()),
+            body=encode(result),
+            correlation_id=delivery.correlation_id,
+        )
+        return (await self._broker.publish([message]))[0] is PublishOutcome.CONFIRMED
+
+
+def _run_id_of(delivery: Delivery) -> UUID:
+    """Return an id for a run whose client chose none; the same message delivered again gets the same id."""
+    return uuid5(RUN_ID_NAMESPACE, delivery.message_id) if delivery.message_id else uuid4()
+
+
+def _error(error: WorkflowInvalid | UnknownWorkflow) -> ErrorInfo:
+    if isinstance(error, UnknownWorkflow):
+        return ErrorInfo(code="unknown_workflow", message=str(error))
+    problems = [
+        {"place": p.place, "code": p.code, "message": p.message, "suggestion": p.suggestion} for p in error.problems
+    ]
+    return ErrorInfo(code="invalid_workflow", message=str(error), details={"problems": problems})

@@ -1,0 +1,1 @@
+"""The truth: tables, the unit of work, queries and migrations on Postgres."""

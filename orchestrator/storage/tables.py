@@ -1,0 +1,153 @@
+"""The tables, as SQLAlchemy knows them. Migrations create them; a test compares the two.
+
+Inputs and outputs are `json`, not `jsonb`: it keeps the order of keys and the text of numbers, and costs less to
+write. Whatever is filtered or counted has a column of its own.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSON, JSONB
+
+from schemas.statuses import RunStatus, StepStatus
+
+metadata: Final = MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "ck": "ck_%(table_name)s_%(constraint_name)s"}
+)
+
+
+def _time(name: str, **options: Any) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), **options)
+
+
+def _one_of(column: str, statuses: type[RunStatus] | type[StepStatus]) -> CheckConstraint:
+    values = ", ".join(f"'{status}'" for status in statuses)
+    return CheckConstraint(f"{column} IN ({values})", name=column)
+
+
+# Every definition that a run was started with or that was registered, under the digest of its content. A run points
+# at its row for ever; registering a workflow anew adds a row and never changes one.
+workflows: Final = Table(
+    "workflows",
+    metadata,
+    Column("definition_id", Text, primary_key=True),
+    Column("workflow_id", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("document", JSON, nullable=False),
+    _time("created_at", nullable=False, server_default=func.now()),
+    _time("registered_at"),  # set when it may be asked for by workflow_id; the newest counts
+    Index(None, "workflow_id", "registered_at", postgresql_where=text("registered_at IS NOT NULL")),
+)
+
+runs: Final = Table(
+    "runs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("workflow_id", Text, nullable=False),
+    Column("workflow_version", Text, nullable=False),
+    Column("definition_id", Text, ForeignKey("workflows.definition_id"), nullable=False),
+    Column("status", Text, nullable=False),
+    Column("input", JSON),
+    Column("output", JSON),
+    Column("error", JSON),
+    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("request_digest", Text, nullable=False),
+    Column("reply_to", Text),
+    Column("correlation_id", Text),
+    _time("created_at", nullable=False),
+    _time("started_at"),
+    _time("finished_at"),
+    _one_of("status", RunStatus),
+    Index(None, "created_at"),
+    Index(None, "status", "created_at"),
+)
+
+step_executions: Final = Table(
+    "step_executions",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("step_id", Text, primary_key=True),
+    Column("parent_step_id", Text),  # the block whose branch this is
+    Column("branch_name", Text),
+    Column("join_policy", Text),
+    Column("position", Integer, nullable=False),  # within its block, in the order of the definition
+    Column("status", Text, nullable=False),
+    Column("agent_name", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("task_id", Uuid),  # of the current attempt
+    Column("worker_id", Text),
+    Column("input", JSON),
+    Column("output", JSON),
+    Column("error", JSON),
+    Column("timeout_seconds", Double),
+    # A block's limit and counters; null on agent steps.
+    Column("max_parallelism", Integer),
+    Column("branches_total", Integer),
+    Column("branches_open", Integer),
+    Column("branches_failed", Integer),
+    Column("branches_dispatched", Integer),
+    _time("created_at", nullable=False),
+    _time("queued_at"),
+    _time("started_at"),
+    _time("heartbeat_at"),
+    _time("finished_at"),
+    _time("due_at"),  # when a running attempt counts as overdue
+    _one_of("status", StepStatus),
+    Index("uq_step_executions_task_id", "task_id", unique=True, postgresql_where=text("task_id IS NOT NULL")),
+    Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    # Rows change a few times each; room on the page keeps those changes off the indexes (HOT).
+    postgresql_with={"fillfactor": "80"},
+)
+
+# Messages to send. A row is here from the transaction that causes the message until the broker confirmed it.
+outbox: Final = Table(
+    "outbox",
+    metadata,
+    Column("message_id", Uuid, primary_key=True),
+    Column("run_id", Uuid, nullable=False),
+    Column("step_id", Text),
+    Column("task_id", Uuid),
+    Column("exchange", Text, nullable=False),
+    Column("routing_key", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("correlation_id", Text),
+    Column("body", LargeBinary, nullable=False),
+    _time("created_at", nullable=False, server_default=func.now()),
+    _time("due_at", nullable=False),  # when a sweeper may send it; until then its writer does
+    _time("returned_at"),  # when the broker first said that no queue takes it
+    Index(None, "due_at"),
+    Index(None, "run_id"),
+    # Rows live for milliseconds. Without an eager vacuum the indexes would fill up with dead ones.
+    postgresql_with={
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "5000",
+        "autovacuum_vacuum_cost_delay": "0",
+    },
+)
+
+# One row for each limited block from its fork until its gate queue is deleted: who holds the gate, and until when.
+gates: Final = Table(
+    "gates",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("block_id", Text, primary_key=True),
+    Column("max_parallelism", Integer, nullable=False),
+    Column("holder", Text, nullable=False),
+    _time("lease_until", nullable=False),
+    Index(None, "lease_until"),
+)

@@ -1,0 +1,171 @@
+"""One transaction: the runs it locked, what it has read of them, and what it will write.
+
+Writes are collected and flushed together, so that a batch of any number of inputs costs the same few statements. A
+flush happens before every load (so that reads see what was decided) and whenever the collection is full (so that a
+huge block passes through memory in pieces). Everything is rolled back unless the block ends without an exception.
+"""
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.engine.inputs import RunRequested
+from orchestrator.engine.records import Run, StepExecution
+from orchestrator.engine.state import RunState, Wanted
+from orchestrator.storage import writes
+from orchestrator.storage.database import Database
+from orchestrator.storage.definitions import load_definition
+from orchestrator.storage.loading import Loader, lock_runs
+from orchestrator.storage.writes import GateRow, OutboxRow
+
+FLUSH_ROWS: Final = 1_000  # a block's rows and messages are written in pieces of about this size
+HAND_OVER_MESSAGES: Final = 2_000  # more than this stays in the outbox for the sweeper
+HAND_OVER_BYTES: Final = 8 * 1024 * 1024
+HAND_OVER_SECONDS: Final = 10.0  # for so long a sweeper leaves a message to the process that wrote it
+GATE_LEASE_SECONDS: Final = 5.0
+
+
+class UnitOfWork:
+    """One transaction; see `unit_of_work`."""
+
+    def __init__(self, connection: AsyncConnection, replica_id: str) -> None:
+        self._connection = connection
+        self._replica_id = replica_id
+        self._loader = Loader(connection)
+        self._new_runs: dict[UUID, tuple[Run, RunRequested]] = {}
+        self._changed_runs: dict[UUID, Run] = {}
+        self._new_steps: dict[tuple[UUID, str], StepExecution] = {}
+        self._changed_steps: dict[tuple[UUID, str], StepExecution] = {}
+        self._joins: list[tuple[UUID, str]] = []
+        self._gates: list[GateRow] = []
+        self._outbox: list[OutboxRow] = []
+        self._handed_bytes = 0
+        self.handed_over: list[OutboxRow] = []
+        self.left_in_outbox = False
+
+    @property
+    def gate_holders(self) -> Mapping[tuple[UUID, str], str]:
+        """Who holds the gates of the blocks that were loaded, by run and block."""
+        return self._loader.holders
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to flush."""
+        return len(self._new_steps) + len(self._changed_steps) + len(self._outbox) >= FLUSH_ROWS
+
+    async def lock_runs(self, ids: Collection[UUID]) -> tuple[datetime, dict[UUID, RunState]]:
+        """Lock these runs in the order of their ids; return the database's time and a state for each id."""
+        now, runs = await lock_runs(self._connection, ids)
+        return now, {run_id: RunState(runs.get(run_id)) for run_id in ids}
+
+    async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
+        """Bring what is wanted (except plans) into the states; what was written before is flushed first."""
+        await self.flush()
+        await self._loader.load(states, wanted)
+
+    async def load_definition(self, definition_id: str) -> dict[str, Any]:
+        """Return the document of a stored definition."""
+        return await load_definition(self._connection, definition_id)
+
+    def add_run(self, run: Run, request: RunRequested) -> None:
+        """Insert a run."""
+        self._new_runs[run.id] = (run, request)
+
+    def change_run(self, run: Run) -> None:
+        """Write a run's new version."""
+        self._changed_runs[run.id] = run
+
+    def add_step(self, step: StepExecution) -> None:
+        """Insert a step execution."""
+        self._new_steps[step.run_id, step.step_id] = step
+
+    def change_step(self, step: StepExecution) -> None:
+        """Write a step execution's new version."""
+        key = (step.run_id, step.step_id)
+        if key in self._new_steps:
+            self._new_steps[key] = step
+        else:
+            self._changed_steps[key] = step
+
+    def join(self, run_id: UUID, block_id: str) -> None:
+        """Store the outputs of the block's completed branches, in definition order, as the block's output."""
+        self._joins.append((run_id, block_id))
+
+    def open_gate(self, gate: GateRow) -> None:
+        """Create a limited block's gate; this replica holds it first."""
+        self._gates.append(gate)
+
+    def send(self, row: OutboxRow) -> None:
+        """Put a message into the outbox."""
+        self._outbox.append(row)
+
+    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[Row[Any]]:
+        """Cancel whatever of the run is not final; return step, block, branch and attempt of each."""
+        await self.flush()
+        result = await self._connection.execute(writes.CANCEL_OPEN_STEPS, {"run_id": run_id, "now": now})
+        return result.all()
+
+    async def flush(self) -> None:
+        """Write what was collected, each kind of change with one statement."""
+        if self._new_runs:
+            await self._execute(writes.INSERT_RUNS, writes.new_run_columns(list(self._new_runs.values())))
+            self._new_runs.clear()
+        if self._new_steps:
+            await self._execute(writes.INSERT_STEPS, writes.step_columns(list(self._new_steps.values())))
+            self._new_steps.clear()
+        if self._changed_runs:
+            await self._execute(writes.UPDATE_RUNS, writes.run_changes(list(self._changed_runs.values())))
+            self._changed_runs.clear()
+        if self._changed_steps:
+            await self._execute(writes.UPDATE_STEPS, writes.step_changes(list(self._changed_steps.values())))
+            self._changed_steps.clear()
+        if self._joins:
+            runs, blocks = [run for run, _ in self._joins], [block for _, block in self._joins]
+            await self._execute(writes.JOIN_BLOCKS, {"runs": runs, "blocks": blocks})
+            self._joins.clear()
+        await self._flush_gates()
+        await self._flush_outbox()
+
+    async def _flush_gates(self) -> None:
+        if not self._gates:
+            return
+        columns: dict[str, Any] = {
+            "run_id": [gate.run_id for gate in self._gates],
+            "block_id": [gate.block_id for gate in self._gates],
+            "max_parallelism": [gate.max_parallelism for gate in self._gates],
+        }
+        await self._execute(writes.INSERT_GATES, {**columns, "holder": self._replica_id, "lease": GATE_LEASE_SECONDS})
+        self._gates.clear()
+
+    async def _flush_outbox(self) -> None:
+        if not self._outbox:
+            return
+        delays = [HAND_OVER_SECONDS if self._hand_over(row) else 0.0 for row in self._outbox]
+        await self._execute(writes.INSERT_OUTBOX, writes.outbox_columns(self._outbox, delays))
+        self._outbox.clear()
+
+    def _hand_over(self, row: OutboxRow) -> bool:
+        self._handed_bytes += len(row.body)
+        fits = len(self.handed_over) < HAND_OVER_MESSAGES and self._handed_bytes <= HAND_OVER_BYTES
+        if fits and not self.left_in_outbox:
+            self.handed_over.append(row)
+            return True
+        self.left_in_outbox = True
+        return False
+
+    async def _execute(self, statement: Any, parameters: Mapping[str, Any]) -> None:
+        await self._connection.execute(statement, parameters)
+
+
+@asynccontextmanager
+async def unit_of_work(database: Database, replica_id: str) -> AsyncIterator[UnitOfWork]:
+    """Yield a transaction; flushed and committed at the end, rolled back on an exception."""
+    async with database.transaction() as connection:
+        uow = UnitOfWork(connection, replica_id)
+        yield uow
+        await uow.flush()
