@@ -1,34 +1,38 @@
-"""What can be set, by environment variables with the prefix FORKJOIN_."""
+"""The orchestrator's settings, from environment variables that start with ``FORKJOIN_``."""
 
 import os
 import secrets
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from messaging.limits import MAX_MESSAGE_BYTES
+from messaging.settings import ServiceSettings
 
 
 def _replica_id() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{socket.gethostname()[:60]}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-class Settings(BaseSettings):
-    """The orchestrator's settings."""
+class Settings(ServiceSettings):
+    """What the orchestrator and the `forkjoin` command can be told."""
 
-    model_config = SettingsConfigDict(env_prefix="FORKJOIN_", extra="ignore")
-
-    amqp_url: SecretStr = Field(SecretStr("amqp://guest:guest@localhost:5672/"), description="RabbitMQ.")
     database_url: SecretStr | None = Field(
-        None, description="Postgres: postgresql://user:password@host/name. Without it, the embedded one is used."
+        None, description="Postgres: postgresql://user:password@host/name. Without it, the embedded one."
     )
-    database_pool_size: int = Field(10, ge=4, description="Connections to Postgres at most.")
+    database_pool_size: Annotated[int, Field(ge=4, le=1_000)] = Field(
+        10, description="Connections to Postgres at most."
+    )
     data_dir: Path = Field(Path(".forkjoin"), description="Where the embedded Postgres keeps its data.")
-    replica_id: str = Field(default_factory=_replica_id, min_length=1, max_length=100, pattern=r"^[\w.-]+$")
-    unknown_agent_after: float = Field(
-        60.0, gt=0, description="Seconds for which a task that no queue takes is tried before its step fails."
+    agents: str | None = Field(None, description="For `forkjoin run`: the MODULE:REGISTRY of the agents.")
+    replica_id: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")] = Field(
+        default_factory=_replica_id, description="Unique to the process; stands in leases and logs."
     )
-    max_message_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="The broker's limit for one message.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["console", "json"] = "console"
+    unknown_agent_after: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="Seconds for which a task that no queue takes is tried before its step fails."
+    )
+    max_message_bytes: Annotated[int, Field(ge=1_024)] = Field(
+        MAX_MESSAGE_BYTES, description="The broker's limit for one message."
+    )

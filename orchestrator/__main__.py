@@ -1,0 +1,5 @@
+"""``python -m orchestrator`` is ``forkjoin``."""
+
+from orchestrator.cli import main
+
+main()

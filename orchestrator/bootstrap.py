@@ -1,0 +1,121 @@
+"""The composition root: from settings to running parts. The commands and the tests wire things here and only here."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
+
+from messaging.port import Broker
+from messaging.rabbitmq import RabbitmqBroker
+from orchestrator.errors import WrongUse
+from orchestrator.service.replica import Replica
+from orchestrator.settings import Settings
+from orchestrator.storage.database import Database, is_lost_connection
+from orchestrator.storage.schema import check_schema
+
+log = structlog.get_logger(__name__)
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def make_database(settings: Settings) -> Database:
+    """Return the database that the settings name.
+
+    Raises:
+        WrongUse: They name none.
+    """
+    if settings.database_url is None:
+        raise WrongUse(
+            "set FORKJOIN_DATABASE_URL, for example postgresql://user:password@localhost:5432/forkjoin "
+            "(only `forkjoin run` and `forkjoin runs` work without it, on the embedded Postgres)"
+        )
+    return Database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
+
+
+def make_broker(settings: Settings, name: str) -> RabbitmqBroker:
+    """Return a client of the RabbitMQ that the settings name; *name* shows in its management pages."""
+    return RabbitmqBroker(settings.amqp_url.get_secret_value(), name=name, max_message_bytes=settings.max_message_bytes)
+
+
+@asynccontextmanager
+async def running_replica(settings: Settings, database: Database, broker: Broker) -> AsyncIterator[Replica]:
+    """Yield a replica that works; stop it in order at the end."""
+    replica = Replica(database, broker, settings.replica_id, unknown_agent_after=settings.unknown_agent_after)
+    await replica.start()
+    try:
+        yield replica
+    finally:
+        await replica.stop()
+
+
+async def serve(settings: Settings) -> None:
+    """Run one replica until a signal says to stop.
+
+    Raises:
+        SchemaMismatch: The database schema is not the one that this code needs.
+        BrokerUnavailable: RabbitMQ refuses us, for instance for wrong credentials.
+        TopologyMismatch: A queue or exchange exists with other properties.
+    """
+    stop = _stop_on_signals()
+    database, broker = make_database(settings), make_broker(settings, settings.replica_id)
+    try:
+        ready = asyncio.gather(wait_for_schema(database), broker.connect())
+        if not await _first(ready, stop):
+            return
+        async with running_replica(settings, database, broker) as replica:
+            await _first(asyncio.ensure_future(replica.failed()), stop)
+    finally:
+        await broker.close()
+        await database.close()
+
+
+async def wait_for_schema(database: Database) -> None:
+    """Wait until Postgres can be reached, then make sure that its schema is the right one. Raises SchemaMismatch."""
+
+    def unreachable(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if state.attempt_number in {1, 10} or state.attempt_number % 60 == 0:
+            log.warning("Postgres cannot be reached; waiting for it", action="database_awaited", error=str(error))
+
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception(is_lost_connection),
+        wait=wait_exponential(multiplier=0.2, max=5),
+        before_sleep=unreachable,
+        reraise=True,
+    ):
+        with attempt:
+            await check_schema(database.engine)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Return an event that the first SIGTERM or SIGINT sets; the second ends the process at once."""
+    stop = asyncio.Event()
+
+    def stopped() -> None:
+        if stop.is_set():
+            # Nothing is lost: what is not committed is delivered again, what is committed lies in the outbox.
+            os._exit(1)
+        log.info("Stopping: finishing what is under way", action="orchestrator_stopping")
+        stop.set()
+
+    for number in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stopped)
+    return stop
+
+
+async def _first(work: "asyncio.Future[Any]", stop: asyncio.Event) -> bool:
+    """Wait for *work* or *stop*; return whether the work was done, and raise what it raised."""
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if work.done():
+        work.result()
+        return True
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    return False

@@ -1,0 +1,79 @@
+"""`forkjoin run`: a workflow from start to end in this process."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from messaging.telemetry import LogLevel, configure_logging
+from orchestrator.cli.following import follow
+from orchestrator.cli.outcome import tell
+from orchestrator.cli.terminal import read_document, read_input, stderr, told
+from orchestrator.client import Client
+from orchestrator.settings import Settings
+from schemas.messages import RunRequest, RunResult
+from schemas.validation import parse_workflow
+from schemas.workflow import Workflow
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A workflow document (JSON).")],
+    input_text: Annotated[
+        str | None, typer.Option("--input", metavar="JSON|@FILE", help="The run's input. Default: null.")
+    ] = None,
+    agents: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:REGISTRY", help="Default: `agents` in the agents.py beside FILE."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Attempts of each agent at once.")] = 10,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the runs are kept. Default: .forkjoin")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write run id, status, output and error to stdout.")] = False,
+) -> None:
+    """Run a workflow here, with nothing else running: orchestrator, worker, broker and Postgres in one command.
+
+    Progress goes to stderr, the run's output to stdout as JSON. The run is kept: `forkjoin runs show` shows it later.
+    """
+    with told():
+        settings = Settings.load(data_dir=data_dir, agents=agents)
+        quiet = LogLevel.ERROR if "FORKJOIN_LOG_LEVEL" not in os.environ else settings.log_level
+        configure_logging(quiet, settings.log_format)
+        document = read_document(file)
+        workflow = parse_workflow(document)
+        request = RunRequest(run_id=uuid4(), workflow=document, input=read_input(input_text))
+        result = _run_embedded(settings, workflow, request, file, concurrency)
+    tell(result, as_json=as_json)
+
+
+def _run_embedded(
+    settings: Settings, workflow: Workflow, request: RunRequest, file: Path, concurrency: int
+) -> RunResult:
+    from orchestrator.embedded import check_agents, embedded_service, find_agents
+
+    agents = find_agents(settings.agents, file)
+    check_agents(workflow, agents)
+
+    async def work() -> RunResult:
+        async with embedded_service(settings, agents, concurrency) as client:
+            return await _follow_or_cancel(client, request)
+
+    return asyncio.run(work())
+
+
+async def _follow_or_cancel(client: Client, request: RunRequest) -> RunResult:
+    """Follow the run; on SIGINT or SIGTERM cancel it, and follow it to that end."""
+    assert request.run_id is not None, "the command chose one"
+    interrupted = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+    stderr.print(f"run {request.run_id}", style="dim")
+    following = asyncio.create_task(follow(client, request, stderr))
+    interruption = asyncio.create_task(interrupted.wait())
+    await asyncio.wait((following, interruption), return_when=asyncio.FIRST_COMPLETED)
+    interruption.cancel()
+    if not following.done():
+        await client.cancel(request.run_id, "interrupted")
+    return await following

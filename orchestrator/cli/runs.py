@@ -1,0 +1,183 @@
+"""`forkjoin runs`: list, show, watch, cancel."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from uuid import UUID
+
+import typer
+
+from messaging.rabbitmq import RabbitmqBroker
+from messaging.telemetry import LogLevel, configure_logging
+from orchestrator.cli.following import show_until_end
+from orchestrator.cli.progress import progress
+from orchestrator.cli.terminal import FAILED, print_json, stderr, told
+from orchestrator.client import Client
+from orchestrator.errors import WrongUse
+from orchestrator.settings import Settings
+from schemas.statuses import RunStatus
+
+if TYPE_CHECKING:
+    from orchestrator.storage.database import Database
+    from orchestrator.storage.queries import RunDetails
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="Look at runs, and cancel them. Without FORKJOIN_DATABASE_URL: those that `forkjoin run` kept here.",
+    no_args_is_help=True,
+)
+
+RunId = Annotated[UUID, typer.Argument(metavar="ID", help="The run's id.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, for programs.")]
+
+
+@app.command("list")
+def list_runs(
+    status: Annotated[RunStatus | None, typer.Option(case_sensitive=False, help="Only runs of this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the newest runs."""
+    with told():
+        from orchestrator.cli.tables import runs_table
+        from orchestrator.storage import queries
+
+        found = _query(lambda database: queries.list_runs(database, status=status, limit=limit))
+        if as_json:
+            print_json([asdict(run) for run in found])
+        else:
+            runs_table(found)
+
+
+@app.command("show")
+def show(
+    run_id: RunId,
+    all_branches: Annotated[bool, typer.Option("--all", help="Every branch, also of large blocks.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a run: the tree of its steps with status, duration, worker and error.
+
+    Exit code 0, whatever became of the run.
+    """
+    with told():
+        from orchestrator.cli.tables import run_tree
+        from orchestrator.storage import queries
+
+        details = _query(lambda database: queries.get_run(database, run_id))
+        if as_json:
+            print_json(_described(details))
+        else:
+            run_tree(details, all_branches=all_branches)
+
+
+@app.command("watch")
+def watch(run_id: RunId) -> None:
+    """Show a run's progress live, until it has ended. Exit code 0: COMPLETED; 1: FAILED or CANCELLED."""
+    with told():
+        settings = _quiet_settings()
+        if settings.database_url is None:
+            raise WrongUse("set FORKJOIN_DATABASE_URL and FORKJOIN_AMQP_URL: a run of `forkjoin run` shows itself")
+        status = asyncio.run(_watch(settings, run_id))
+    if status is not RunStatus.COMPLETED:
+        raise typer.Exit(FAILED)
+
+
+@app.command("cancel")
+def cancel(
+    run_id: RunId,
+    reason: Annotated[str | None, typer.Option(help="Kept in the run's error.")] = None,
+) -> None:
+    """Ask the orchestrators on FORKJOIN_AMQP_URL to stop a run. Without effect on a run that has ended."""
+    with told():
+        asyncio.run(_with_client(_quiet_settings(), lambda client: client.cancel(run_id, reason)))
+        typer.echo(f"asked for the cancellation of run {run_id}; `forkjoin runs show {run_id}` shows what came of it")
+
+
+async def _watch(settings: Settings, run_id: UUID) -> RunStatus:
+    from orchestrator.cli.tables import events_of
+    from orchestrator.storage import queries
+
+    async with _database(settings) as database, _client(settings) as client, client.events(run_id) as events:
+        # Listening comes first, so that nothing is missed between this look and the first event.
+        details = await queries.get_run(database, run_id)
+        with progress(stderr) as show:
+            show(events_of(details))
+            if not details.summary.status.is_final:
+                await show_until_end(events, show)
+        status = (await queries.get_run(database, run_id)).summary.status
+        typer.echo(f"run {run_id} {status}", err=True)
+        return status
+
+
+def _query(question: "Callable[[Database], Awaitable[T]]") -> T:
+    async def ask() -> T:
+        async with _database(_quiet_settings()) as database:
+            return await question(database)
+
+    return asyncio.run(ask())
+
+
+def _quiet_settings() -> Settings:
+    settings = Settings.load()
+    configure_logging(LogLevel.WARNING, settings.log_format)
+    return settings
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> "AsyncIterator[Database]":
+    from orchestrator.bootstrap import make_database
+    from orchestrator.storage.database import Database
+    from orchestrator.storage.embedded import embedded_postgres
+    from orchestrator.storage.schema import check_schema
+
+    if settings.database_url is not None:
+        database = make_database(settings)
+        try:
+            await check_schema(database.engine)
+            yield database
+        finally:
+            await database.close()
+        return
+    if not (settings.data_dir / "postgres").is_dir():
+        raise WrongUse(
+            "there are no runs: FORKJOIN_DATABASE_URL is not set, "
+            f"and `forkjoin run` has kept none in {settings.data_dir}"
+        )
+    with embedded_postgres(settings.data_dir) as url:
+        database = Database(url)
+        try:
+            await check_schema(database.engine)
+            yield database
+        finally:
+            await database.close()
+
+
+@asynccontextmanager
+async def _client(settings: Settings) -> AsyncIterator[Client]:
+    broker = RabbitmqBroker(settings.amqp_url.get_secret_value(), name="forkjoin runs")
+    await broker.connect()
+    try:
+        yield Client(broker)
+    finally:
+        await broker.close()
+
+
+async def _with_client(settings: Settings, ask: Callable[[Client], Awaitable[None]]) -> None:
+    async with _client(settings) as client:
+        await ask(client)
+
+
+def _described(details: "RunDetails") -> dict[str, Any]:
+    return {
+        **asdict(details.summary),
+        "input": details.input,
+        "output": details.output,
+        "error": details.error.model_dump(exclude_none=True) if details.error is not None else None,
+        "steps": [
+            {**asdict(step), "error": step.error.model_dump(exclude_none=True) if step.error is not None else None}
+            for step in details.steps
+        ],
+    }

@@ -1,0 +1,78 @@
+"""`forkjoin submit`: publish a RunRequest, and perhaps wait for its result."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID, uuid4
+
+import typer
+
+from messaging.rabbitmq import RabbitmqBroker
+from messaging.telemetry import LogLevel, configure_logging
+from orchestrator.cli.following import follow
+from orchestrator.cli.outcome import tell
+from orchestrator.cli.terminal import print_json, read_document, read_input, stderr, told
+from orchestrator.client import Client
+from orchestrator.errors import WrongUse
+from orchestrator.settings import Settings
+from schemas.messages import RunRequest, RunResult
+from schemas.validation import parse_workflow
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A workflow document (JSON).")],
+    input_text: Annotated[
+        str | None, typer.Option("--input", metavar="JSON|@FILE", help="The run's input. Default: null.")
+    ] = None,
+    run_id: Annotated[
+        UUID | None,
+        typer.Option(help="Choose it to be able to repeat the command safely: the same id and body is the same run."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Kept with the run; may be repeated.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress; print the output at the end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout, for programs.")] = False,
+) -> None:
+    """Submit a run to the orchestrators on FORKJOIN_AMQP_URL, and print its id.
+
+    Any AMQP client can do the same; see the README. With --wait the exit code tells how the run ended.
+    """
+    with told():
+        settings = Settings.load()
+        configure_logging(LogLevel.WARNING, settings.log_format)
+        document = read_document(file)
+        parse_workflow(document)
+        request = RunRequest(
+            run_id=run_id or uuid4(), workflow=document, input=read_input(input_text), labels=_labels(label or [])
+        )
+        result = asyncio.run(_submit(settings, request, wait=wait))
+    if result is not None:
+        tell(result, as_json=as_json)
+    elif as_json:
+        print_json({"run_id": str(request.run_id)})
+    else:
+        typer.echo(str(request.run_id))
+
+
+async def _submit(settings: Settings, request: RunRequest, *, wait: bool) -> RunResult | None:
+    broker = RabbitmqBroker(settings.amqp_url.get_secret_value(), name="forkjoin submit")
+    await broker.connect()
+    try:
+        if wait:
+            stderr.print(f"run {request.run_id}", style="dim")
+            return await follow(Client(broker), request, stderr)
+        await Client(broker).submit(request)
+        return None
+    finally:
+        await broker.close()
+
+
+def _labels(pairs: list[str]) -> dict[str, str] | None:
+    labels = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not (key and separator):
+            raise WrongUse(f'--label {pair}: write KEY=VALUE, for example "team=search"')
+        labels[key] = value
+    return labels or None

@@ -1,0 +1,135 @@
+"""Runs as tables and trees, for people."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from orchestrator.cli.progress import STYLES
+from orchestrator.storage.queries import RunDetails, RunSummary, StepView
+from schemas.messages import RunEvent, StepEvent
+from schemas.statuses import StepStatus
+
+SHOWN_BRANCHES: Final = 50  # of a block; of a larger one those that did not simply complete
+
+_console: Final = Console(highlight=False)
+
+
+def runs_table(runs: Sequence[RunSummary]) -> None:
+    """Print a line for each run."""
+    if not runs:
+        _console.print("no runs")
+        return
+    table = Table("run", "workflow", "status", "started", "duration", box=None, pad_edge=False)
+    for run in runs:
+        table.add_row(
+            str(run.run_id),
+            escape(run.workflow_id),
+            _styled(run.status.value),
+            f"{run.created_at:%Y-%m-%d %H:%M:%S}",
+            _duration(run.started_at, run.finished_at),
+        )
+    _console.print(table)
+
+
+def run_tree(details: RunDetails, *, all_branches: bool) -> None:
+    """Print a run with the tree of its steps."""
+    summary = details.summary
+    duration = _duration(summary.started_at, summary.finished_at)
+    _console.print(
+        f"run {summary.run_id}  {_styled(summary.status.value)}  {duration}\n"
+        f"workflow {escape(summary.workflow_id)} {escape(summary.workflow_version)}, "
+        f"requested {summary.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    if details.error is not None:
+        _console.print(f"[red]{escape(details.error.message)}[/red] \\[{details.error.code}]")
+    tree = Tree("", hide_root=True)
+    branches = _by_block(details.steps)
+    for step in details.steps:
+        if step.parent_step_id is None:
+            node = tree.add(_line(step))
+            _add_branches(node, branches.get(step.step_id, []), all_branches=all_branches)
+    _console.print(tree, soft_wrap=True)
+
+
+def events_of(details: RunDetails) -> list[RunEvent]:
+    """Return what is stored of a run as events, for whoever begins to watch in the middle."""
+    run_id = details.summary.run_id
+    return [RunEvent(run_id=run_id, events=[event]) for step in details.steps for event in _events(run_id, step)]
+
+
+def _events(run_id: UUID, step: StepView) -> Iterable[StepEvent]:
+    times = [(StepStatus.RUNNING, step.started_at), (step.status, step.finished_at)]
+    known = [(status, at) for status, at in times if at is not None]
+    for status, at in known or [(step.status, step.queued_at or step.created_at)]:
+        yield StepEvent(
+            step_id=step.step_id,
+            parent_step_id=step.parent_step_id,
+            branch_name=step.branch_name,
+            status=status,
+            attempt=step.attempt,
+            at=at,
+            error=step.error if status.is_final else None,
+        )
+
+
+def _by_block(steps: Sequence[StepView]) -> dict[str, list[StepView]]:
+    branches: dict[str, list[StepView]] = {}
+    for step in steps:
+        if step.parent_step_id is not None:
+            branches.setdefault(step.parent_step_id, []).append(step)
+    return branches
+
+
+def _add_branches(node: Tree, branches: Sequence[StepView], *, all_branches: bool) -> None:
+    shown = branches
+    if len(branches) > SHOWN_BRANCHES and not all_branches:
+        plain = {StepStatus.COMPLETED, StepStatus.PENDING}
+        shown = [branch for branch in branches if branch.status not in plain][:SHOWN_BRANCHES]
+    for branch in shown:
+        node.add(_line(branch))
+    if len(shown) < len(branches):
+        node.add(f"[dim]… and {len(branches) - len(shown)} more branches (--all shows them)[/dim]")
+
+
+def _line(step: StepView) -> str:
+    parts = [f"[bold]{escape(step.step_id)}[/bold]", _styled(step.status.value)]
+    duration = _duration(step.started_at, step.finished_at)
+    if duration:
+        parts.append(duration)
+    if step.branches_total is not None:
+        ended = step.branches_total - (step.branches_open or 0)
+        limit = f", at most {step.max_parallelism} at once" if step.max_parallelism is not None else ""
+        parts.append(f"{ended} of {step.branches_total} branches ended{limit}")
+    if step.agent_name is not None:
+        parts.append(f"[dim]{escape(step.agent_name)}[/dim]")
+    if step.worker_id is not None:
+        parts.append(f"[dim]on {escape(step.worker_id)}[/dim]")
+    if step.attempt > 1:
+        parts.append(f"attempt {step.attempt}")
+    if step.unroutable_since is not None and not step.status.is_final:
+        parts.append(f"[yellow]no worker has ever offered the agent (since {step.unroutable_since:%H:%M:%S})[/yellow]")
+    if step.error is not None:
+        parts.append(f"[red]{escape(step.error.message)}[/red] \\[{step.error.code}]")
+    return "  ".join(parts)
+
+
+def _styled(status: str) -> str:
+    style = STYLES[StepStatus(status)]
+    return f"[{style}]{status}[/{style}]"
+
+
+def _duration(started: datetime | None, finished: datetime | None) -> str:
+    if started is None:
+        return ""
+    seconds = max(((finished or datetime.now(UTC)) - started).total_seconds(), 0)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min"

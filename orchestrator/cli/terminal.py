@@ -1,0 +1,90 @@
+"""How commands talk: results on stdout, everything else on stderr, errors as exit codes."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+from rich.console import Console
+
+from messaging.port import BrokerError
+from messaging.settings import SettingsInvalid
+from orchestrator.errors import OrchestratorError, WrongUse
+from schemas.errors import JsonRefused, WorkflowInvalid
+from schemas.json_text import load_json
+
+FAILED: Final = 1
+WRONG_USE: Final = 2
+
+_ORCHESTRATOR_PACKAGES: Final = frozenset({"sqlalchemy", "asyncpg", "alembic"})
+
+stderr: Final = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn the errors that a user should read into a message on stderr and an exit code."""
+    try:
+        yield
+    except WorkflowInvalid as invalid:
+        for problem in invalid.problems:
+            typer.echo(str(problem), err=True)
+        count = len(invalid.problems)
+        raise _end(f"the workflow has {count} problem{'' if count == 1 else 's'}", WRONG_USE) from None
+    except (WrongUse, SettingsInvalid) as error:
+        raise _end(str(error), WRONG_USE) from None
+    except (OrchestratorError, BrokerError) as error:
+        raise _end(str(error), FAILED) from None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _ORCHESTRATOR_PACKAGES:
+            raise
+        message = f"this command needs {error.name}: pip install 'forkjoin[orchestrator]'"
+        raise _end(message, WRONG_USE) from None
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises WrongUse."""
+    document = _read_json(path, str(path))
+    if not isinstance(document, dict):
+        raise WrongUse(f"{path}: a workflow document is a JSON object")
+    return document
+
+
+def read_input(text: str | None) -> Any:
+    """Return what ``--input`` means: JSON, or the content of @FILE. Raises WrongUse."""
+    if text is None:
+        return None
+    if text.startswith("@"):
+        return _read_json(Path(text[1:]), f"--input {text}")
+    return _parse_json(text.encode(), "--input")
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Write JSON for programs and people to stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=_plain))
+
+
+def _read_json(path: Path, what: str) -> Any:
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        raise WrongUse(f"{what}: cannot be read: {error.strerror}") from error
+    return _parse_json(body, what)
+
+
+def _parse_json(body: bytes, what: str) -> Any:
+    try:
+        return load_json(body)
+    except JsonRefused as error:
+        raise WrongUse(f"{what}: {error.problem}") from error
+
+
+def _plain(value: object) -> str:
+    return str(value)
+
+
+def _end(message: str, code: int) -> typer.Exit:
+    typer.echo(f"forkjoin: {message}", err=True)
+    return typer.Exit(code)

@@ -1,0 +1,125 @@
+"""Everything in one process: in-memory broker, embedded Postgres, one replica and one worker.
+
+The parts are the real ones; only the adapters beneath differ. This is the one module where orchestrator and worker
+meet.
+"""
+
+import runpy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from agent_worker.errors import WorkerConfigError
+from agent_worker.loading import load_registry
+from agent_worker.options import WorkerOptions
+from agent_worker.registry import AgentRegistry
+from agent_worker.worker import Worker
+from messaging.memory import MemoryBroker, MemoryServer
+from orchestrator.bootstrap import running_replica
+from orchestrator.client import Client
+from orchestrator.engine.inputs import CancelRequested
+from orchestrator.errors import AgentsMissing, WrongUse
+from orchestrator.service.replica import Replica
+from orchestrator.settings import Settings
+from orchestrator.storage.database import Database
+from orchestrator.storage.embedded import embedded_postgres, sole_owner
+from orchestrator.storage.queries import unfinished_runs
+from orchestrator.storage.schema import migrate
+from schemas.workflow import AgentStep, Workflow
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def embedded_service(settings: Settings, agents: AgentRegistry, concurrency: int) -> AsyncIterator[Client]:
+    """Run orchestrator and worker here, on the data directory of the settings, and yield a client.
+
+    Raises:
+        WrongUse: The embedded Postgres is not installed, or another process runs workflows on the directory.
+        DatabaseUnavailable: Postgres does not start.
+        SchemaMismatch: The directory was written by a newer version.
+    """
+    server = MemoryServer()
+    async with (
+        _database(settings) as database,
+        _connected(server, "orchestrator") as broker,
+        running_replica(settings, database, broker) as replica,
+    ):
+        await _end_orphans(database, replica)
+        async with _worker(server, agents, concurrency), _connected(server, "client") as client:
+            yield Client(client)
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    with embedded_postgres(settings.data_dir) as url:
+        database = Database(url)
+        try:
+            async with sole_owner(database):
+                await migrate(database.engine)
+                yield database
+        finally:
+            await database.close()
+
+
+@asynccontextmanager
+async def _connected(server: MemoryServer, name: str) -> AsyncIterator[MemoryBroker]:
+    broker = MemoryBroker(server, name=name)
+    await broker.connect()
+    try:
+        yield broker
+    finally:
+        await broker.close()
+
+
+@asynccontextmanager
+async def _worker(server: MemoryServer, agents: AgentRegistry, concurrency: int) -> AsyncIterator[None]:
+    async with _connected(server, "worker") as broker:
+        worker = Worker(broker, agents, WorkerOptions(concurrency=concurrency))
+        await worker.start()
+        try:
+            yield
+        finally:
+            await worker.drain()
+
+
+async def _end_orphans(database: Database, replica: Replica) -> None:
+    """Cancel runs of an earlier process that died: their tasks were in its memory, and nobody will finish them."""
+    orphans = await unfinished_runs(database)
+    if orphans:
+        log.warning("Runs of an earlier process that died are cancelled", action="orphans_cancelled", runs=len(orphans))
+        reason = "the process that ran it ended before it was finished"
+        await replica.driver.drive([CancelRequested(run_id, reason) for run_id in orphans])
+
+
+def find_agents(target: str | None, file: Path) -> AgentRegistry:
+    """Return the registry that *target*, ``module:attribute``, names, or the `agents` in the agents.py beside *file*.
+
+    Raises:
+        WrongUse: There is none; says what would be right.
+    """
+    if target is not None:
+        try:
+            return load_registry(target)
+        except WorkerConfigError as error:
+            raise WrongUse(str(error)) from error
+    beside = file.resolve().parent / "agents.py"
+    if not beside.is_file():
+        raise WrongUse(f"say where the agents are: --agents MODULE:REGISTRY, or put an agents.py beside {file.name}")
+    found = runpy.run_path(str(beside)).get("agents")
+    if not isinstance(found, AgentRegistry):
+        raise WrongUse(f"{beside.name} beside {file.name} has no AgentRegistry named `agents`")
+    return found
+
+
+def check_agents(workflow: Workflow, agents: AgentRegistry) -> None:
+    """Make sure that every agent that the workflow names is there. Raises AgentsMissing."""
+    named = {step.agent_name for step in workflow.steps.values() if isinstance(step, AgentStep)}
+    missing = sorted(named - set(agents.names))
+    if missing:
+        raise AgentsMissing(
+            f"the workflow names agents that the registry lacks: {', '.join(missing)}; "
+            f"it has: {', '.join(sorted(agents.names))}"
+        )

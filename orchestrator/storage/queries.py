@@ -1,0 +1,129 @@
+"""What people and programs ask about runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+
+from orchestrator.errors import UnknownRun
+from orchestrator.storage.database import Database
+from orchestrator.storage.rows import to_error, to_value
+from schemas.messages import ErrorInfo
+from schemas.statuses import RunStatus, StepStatus
+
+_RUNS: Final = text("""
+    SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at
+    FROM runs WHERE CAST(:status AS text) IS NULL OR status = :status
+    ORDER BY created_at DESC, id LIMIT :limit
+""")
+_RUN: Final = text("""
+    SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at,
+           CAST(input AS text) AS input, CAST(output AS text) AS output, CAST(error AS text) AS error
+    FROM runs WHERE id = :id
+""")
+_STEPS: Final = text("""
+    SELECT s.step_id, s.parent_step_id, s.branch_name, s.status, s.agent_name, s.attempt, s.worker_id,
+           s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched,
+           s.created_at, s.queued_at, s.started_at, s.finished_at, CAST(s.error AS text) AS error,
+           (SELECT min(o.returned_at) FROM outbox AS o WHERE o.task_id = s.task_id) AS unroutable_since
+    FROM step_executions AS s WHERE s.run_id = :id
+    ORDER BY s.created_at, s.position, s.step_id
+""")
+_UNFINISHED: Final = text("SELECT id FROM runs WHERE status IN ('PENDING', 'RUNNING')")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A run without its content."""
+
+    run_id: UUID
+    workflow_id: str
+    workflow_version: str
+    status: RunStatus
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """One step execution, for a reader."""
+
+    step_id: str
+    parent_step_id: str | None
+    branch_name: str | None
+    status: StepStatus
+    agent_name: str | None
+    attempt: int
+    worker_id: str | None
+    max_parallelism: int | None
+    branches_total: int | None
+    branches_open: int | None
+    branches_failed: int | None
+    branches_dispatched: int | None
+    created_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: ErrorInfo | None
+    unroutable_since: datetime | None  # since when no queue takes its task
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetails:
+    """A run with its content and its steps, in the order in which they came to be."""
+
+    summary: RunSummary
+    input: Any
+    output: Any
+    error: ErrorInfo | None
+    steps: Sequence[StepView]
+
+
+async def list_runs(database: Database, *, status: RunStatus | None, limit: int) -> Sequence[RunSummary]:
+    """Return the newest runs, of one status or of all."""
+    async with database.transaction() as connection:
+        rows = await connection.execute(_RUNS, {"status": status, "limit": limit})
+        return [_summary(row) for row in rows]
+
+
+async def get_run(database: Database, run_id: UUID) -> RunDetails:
+    """Return a run with its steps.
+
+    Raises:
+        UnknownRun: There is none of that id.
+    """
+    async with database.transaction() as connection:
+        row = (await connection.execute(_RUN, {"id": run_id})).first()
+        if row is None:
+            raise UnknownRun(f"there is no run {run_id}: `forkjoin runs list` shows those that exist")
+        steps = [_step(step) for step in await connection.execute(_STEPS, {"id": run_id})]
+    return RunDetails(_summary(row), to_value(row.input), to_value(row.output), to_error(row.error), steps)
+
+
+async def unfinished_runs(database: Database) -> Sequence[UUID]:
+    """Return the runs that have not ended."""
+    async with database.transaction() as connection:
+        return [row.id for row in await connection.execute(_UNFINISHED)]
+
+
+def _summary(row: Any) -> RunSummary:
+    return RunSummary(
+        run_id=row.id,
+        workflow_id=row.workflow_id,
+        workflow_version=row.workflow_version,
+        status=RunStatus(row.status),
+        labels=row.labels,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _step(row: Any) -> StepView:
+    values = {**row._mapping, "status": StepStatus(row.status), "error": to_error(row.error)}
+    return StepView(**values)
