@@ -1,0 +1,48 @@
+"""Agents for tests: each execution is appended to the file FORKJOIN_TEST_JOURNAL, in one atomic write."""
+
+import asyncio
+import json
+import os
+import time
+from typing import Any
+
+from agent_worker import AgentContext, AgentRegistry
+
+agents = AgentRegistry()
+
+
+@agents.agent("nap")
+async def nap(task: dict[str, Any], context: AgentContext) -> dict[str, Any]:
+    """Take as long as the input says, and return what it says."""
+    start = time.monotonic()
+    await asyncio.sleep(task["seconds"])
+    _write_down(context, start)
+    return {"n": task["n"]}
+
+
+@agents.agent("echo")
+async def echo(task: dict[str, Any]) -> dict[str, Any]:
+    """Return the input."""
+    return task
+
+
+@agents.agent("fail")
+def fail(task: dict[str, Any]) -> None:
+    """Raise with the message that the input gives."""
+    raise ValueError(task["message"])
+
+
+def _write_down(context: AgentContext, start: float) -> None:
+    line = {
+        "run_id": str(context.run_id),
+        "step_id": context.step_id,
+        "attempt": context.attempt,
+        "pid": os.getpid(),
+        "start": start,
+        "end": time.monotonic(),
+    }
+    journal = os.open(os.environ["FORKJOIN_TEST_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(journal, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(journal)
