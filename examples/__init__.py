@@ -1,0 +1,1 @@
+"""Example workflows and the agents that carry them out; see README.md in this directory."""

@@ -1,0 +1,147 @@
+"""The example documents: valid, in step with their agents, and giving the outputs that the README promises.
+
+A few lines here stand in for orchestrator and workers: they follow `next_step` and `on_failure` and call the agents.
+"""
+
+import asyncio
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import TypeAdapter
+
+from agent_worker import AgentContext, AgentFailed
+from examples.agents import agents
+from examples.make_many_branches import as_text, many_branches
+from schemas.references import Scope, StepOutcome, compile_template
+from schemas.statuses import StepStatus
+from schemas.validation import parse_workflow, validate_workflow
+from schemas.workflow import AgentStep, ParallelStep
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+WORKFLOWS = ["parallel_workflow_example", "failure_handling", "many_branches"]
+
+
+def load(name: str) -> Any:
+    return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+class Rehearsal:
+    """Carries a workflow out, one step after the other."""
+
+    def __init__(self, document: Any, workflow_input: Any) -> None:
+        self._workflow = parse_workflow(document)
+        self._input = workflow_input
+        self.steps: dict[str, StepOutcome] = {}
+
+    def output(self) -> Any:
+        at: str | None = self._workflow.start_step
+        last = None
+        while at is not None:
+            last = self.steps[at] = self._carry_out(at)
+            step = self._workflow.steps[at]
+            at = step.next_step if last.status is StepStatus.COMPLETED else step.on_failure
+        assert last is not None
+        assert last.status is StepStatus.COMPLETED, last.error
+        return last.output
+
+    def _carry_out(self, step_id: str) -> StepOutcome:
+        step = self._workflow.steps[step_id]
+        return self._block(step) if isinstance(step, ParallelStep) else self._attempt(step)
+
+    def _block(self, block: ParallelStep) -> StepOutcome:
+        branches = {branch: self._carry_out(branch) for branch in block.parallel_steps}
+        self.steps |= branches
+        failed = any(outcome.status is StepStatus.FAILED for outcome in branches.values())
+        outputs = {branch: outcome.output for branch, outcome in branches.items()}
+        return StepOutcome(StepStatus.FAILED if failed else StepStatus.COMPLETED, outputs, None)
+
+    def _attempt(self, step: AgentStep) -> StepOutcome:
+        agent = agents.get(step.agent_name)
+        assert agent is not None, f"there is no agent {step.agent_name}"
+        task = compile_template(step.input_mapping).resolve(Scope(self._input, self.steps))
+        first, *others = inspect.signature(agent.function).parameters.values()
+        context = [AgentContext(step.agent_name, UUID(int=1), step.id) for _ in others]
+        try:
+            output = agent.function(TypeAdapter(first.annotation).validate_python(task), *context)
+            output = asyncio.run(output) if inspect.iscoroutine(output) else output
+        except AgentFailed as failure:
+            return StepOutcome(StepStatus.FAILED, None, {"code": "agent_error", "message": str(failure)})
+        return StepOutcome(StepStatus.COMPLETED, json.loads(json.dumps(output)), None)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_each_workflow_is_valid(name: str) -> None:
+    assert validate_workflow(load(name)) == []
+
+
+def test_every_workflow_in_the_directory_is_tested() -> None:
+    documents = {path.stem for path in EXAMPLES.glob("*.json") if "steps" in load(path.stem)}
+    assert documents == set(WORKFLOWS)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_each_step_names_an_agent_that_there_is(name: str) -> None:
+    named = {step["agent_name"] for step in load(name)["steps"].values() if "agent_name" in step}
+    assert named <= set(agents.names)
+
+
+def test_every_agent_is_used_by_some_workflow() -> None:
+    steps = [step for name in WORKFLOWS for step in load(name)["steps"].values()]
+    assert {step["agent_name"] for step in steps if "agent_name" in step} == set(agents.names)
+
+
+def test_the_first_example_is_the_block_that_the_specification_shows() -> None:
+    document = load("parallel_workflow_example")
+    block = document["steps"]["parallel-block-1"]
+    assert block == {
+        "id": "parallel-block-1",
+        "type": "parallel",
+        "parallel_steps": ["step-a", "step-b", "step-c"],
+        "max_parallelism": 2,
+        "next_step": "final-step",
+    }
+    assert document["start_step"] == "parallel-block-1"
+
+
+def test_the_first_example_reports_on_its_document() -> None:
+    output = Rehearsal(load("parallel_workflow_example"), load("parallel_workflow_input")).output()
+    report = output["result"]["report"].splitlines()
+    assert report[0] == "# About fork and join"
+    assert report[4].startswith("- Keywords: queue (10), branch (7), fork (6), ")
+    assert list(output["result"]["aggregated"]) == ["step-a", "step-b", "step-c"]
+
+
+def test_a_document_that_is_missing_leads_to_a_partial_report() -> None:
+    rehearsal = Rehearsal(load("failure_handling"), load("failure_handling_input"))
+    output = rehearsal.output()
+    assert "full-report" not in rehearsal.steps
+    assert output["result"]["complete"] is False
+    assert "- documents/not-written-yet.txt: FAILED: there is no document" in output["result"]["report"]
+    assert output["result"]["report"].endswith("\n\n2 of 3 documents were read.\n")
+
+
+def test_the_handler_copes_with_any_document_that_is_missing() -> None:
+    for position in range(3):
+        documents = ["documents/fork-join.txt", "documents/queues.txt", "documents/queues.txt"]
+        documents[position] = "nope.txt"
+        output = Rehearsal(load("failure_handling"), {"documents": documents}).output()
+        assert "- nope.txt: FAILED: there is no document nope.txt" in output["result"]["report"]
+
+
+def test_documents_that_are_all_there_lead_to_the_full_report() -> None:
+    rehearsal = Rehearsal(load("failure_handling"), {"documents": ["documents/queues.txt"] * 3})
+    assert rehearsal.output()["result"]["complete"] is True
+    assert "partial-report" not in rehearsal.steps
+
+
+def test_two_hundred_branches_count_the_primes_below_a_million() -> None:
+    output = Rehearsal(load("many_branches"), {}).output()
+    assert output == {"result": {"primes": 78_498, "below": 1_000_000, "branches": 200}}
+
+
+def test_the_many_branches_are_what_their_script_writes() -> None:
+    assert (EXAMPLES / "many_branches.json").read_text(encoding="utf-8") == as_text(many_branches())
