@@ -10,9 +10,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
-from schemas.errors import MessageRefused, Problem
-from schemas.json_text import JsonRefused, load_json
+from schemas.display import cut, kind, shown
+from schemas.errors import JsonRefused, MessageRefused, Problem
+from schemas.json_text import load_json
 from schemas.messages import Message
+from schemas.shapes import shape_problems
 
 M = TypeVar("M", bound=Message)
 
@@ -29,16 +31,39 @@ def decode(model: type[M], body: bytes) -> M:
     except JsonRefused as error:
         raise MessageRefused("malformed_message", model.__name__, [error.problem]) from error
     if not isinstance(document, dict):
-        problem = Problem("", "not_an_object", f"the body is {_kind(document)}; a {model.__name__} is a JSON object")
-        raise MessageRefused("malformed_message", model.__name__, [problem])
-    version = document.get("version", model.VERSION)
-    if type(version) is int and version != model.VERSION:
-        problem = Problem("version", "unsupported_version", f"this is version {version}; only {model.VERSION} is known")
+        message = f"the body is {kind(document)}; a {model.__name__} is an object"
+        raise MessageRefused("malformed_message", model.__name__, [Problem("", "not_an_object", message)])
+    if type(document.get("version")) is int:
+        return _decode_fields(model, document)
+    problems = [_version_problem(model, document), *_shape_problems(model, document | {"version": model.VERSION})]
+    raise MessageRefused("malformed_message", model.__name__, problems)
+
+
+def _decode_fields(model: type[M], document: dict[str, Any]) -> M:
+    version = document["version"]
+    if version != model.VERSION:
+        message = f"this is version {cut(str(version))}; only {model.VERSION} is known"
+        problem = Problem("version", "unsupported_version", message)
         raise MessageRefused("unsupported_version", model.__name__, [problem])
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise MessageRefused("malformed_message", model.__name__, _problems(error)) from error
+        raise MessageRefused("malformed_message", model.__name__, shape_problems(error)) from error
+
+
+def _version_problem(model: type[Message], document: dict[str, Any]) -> Problem:
+    if "version" not in document:
+        return Problem("version", "missing_field", f"this field is required; only version {model.VERSION} is known")
+    message = f"this is {shown(document['version'])}; a version is a whole number, and only {model.VERSION} is known"
+    return Problem("version", "wrong_type", message)
+
+
+def _shape_problems(model: type[Message], document: dict[str, Any]) -> list[Problem]:
+    try:
+        model.model_validate(document)
+    except ValidationError as error:
+        return shape_problems(error)
+    return []
 
 
 def encode(message: Message) -> bytes:
@@ -71,30 +96,3 @@ def _plain(value: object) -> object:
             return value.astimezone(UTC).isoformat()
         case _:
             raise TypeError(f"a {type(value).__name__} is not a JSON value")
-
-
-def _problems(error: ValidationError) -> list[Problem]:
-    return [
-        Problem(
-            place=".".join(str(part) for part in detail["loc"]),
-            code=detail["type"],
-            message=detail["msg"].removeprefix("Value error, "),
-        )
-        for detail in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-
-
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case _:
-            return f"a {type(value).__name__}"

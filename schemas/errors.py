@@ -1,13 +1,18 @@
 """What the contract refuses, and why.
 
 ContractError
+├── JsonRefused        text or a value is not the JSON that we take
 ├── WorkflowInvalid    a workflow document has problems (all of them are listed)
+├── TemplateInvalid    a value holds references that cannot be read
 ├── MessageRefused     a message body cannot be read
 └── ReferenceBroken    a reference leads nowhere in this run
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+_PROBLEMS_IN_TEXT: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +34,28 @@ class ContractError(Exception):
     """Something does not follow the contract."""
 
 
+class JsonRefused(ContractError):
+    """Text or a value is not the JSON that we take."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(str(problem))
+
+
 class WorkflowInvalid(ContractError):
-    """A workflow document has problems; `problems` holds all of them."""
+    """A workflow document has problems; `problems` holds all of them, the text names the first ones."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        count = len(self.problems)
-        head = "1 problem" if count == 1 else f"{count} problems"
-        super().__init__(f"the workflow has {head}: " + "; ".join(map(str, self.problems)))
+        super().__init__("the workflow has " + _summary(self.problems))
+
+
+class TemplateInvalid(ContractError):
+    """A value holds references that cannot be read; `problems` holds all of them, with places within the value."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("the template has " + _summary(self.problems))
 
 
 class MessageRefused(ContractError):
@@ -45,7 +64,7 @@ class MessageRefused(ContractError):
     def __init__(self, code: str, message_type: str, problems: Sequence[Problem]) -> None:
         self.code = code
         self.problems = tuple(problems)
-        super().__init__(f"refused {message_type}: " + "; ".join(map(str, self.problems)))
+        super().__init__(f"refused {message_type}: " + _joined(self.problems))
 
 
 class ReferenceBroken(ContractError):
@@ -54,3 +73,14 @@ class ReferenceBroken(ContractError):
     def __init__(self, reference: str, message: str) -> None:
         self.reference = reference
         super().__init__(message)
+
+
+def _summary(problems: Sequence[Problem]) -> str:
+    return f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}: {_joined(problems)}"
+
+
+def _joined(problems: Sequence[Problem]) -> str:
+    # The text travels in RunResults and dead letters, so it stays short even when 100,000 steps are wrong.
+    text = "; ".join(map(str, problems[:_PROBLEMS_IN_TEXT]))
+    more = len(problems) - _PROBLEMS_IN_TEXT
+    return f"{text}; and {more} more" if more > 0 else text

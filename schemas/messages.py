@@ -4,21 +4,43 @@ Each message is a frozen model; its AMQP ``type`` property is the class name. Un
 versions are refused (see `schemas.codec`). A field with the default None is left out of the body when it is None.
 """
 
+import re
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from schemas.names import AGENT_NAME_PATTERN, STEP_ID_PATTERN, WORKFLOW_ID_PATTERN
 from schemas.statuses import ReportStatus, ResultStatus, StepStatus
 
+_RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d")
+
+
+def _written_as_time(value: object) -> object:
+    # Pydantic would take numbers, and strings of digits, for seconds since 1970.
+    if (isinstance(value, str) and _RFC_3339.match(value)) or isinstance(value, datetime):
+        return value
+    raise PydanticKnownError("datetime_type")
+
+
 Positive = Annotated[int, Field(strict=True, ge=1)]
-Seconds = Annotated[float, Field(gt=0, le=365 * 86_400)]
+Seconds = Annotated[float, Field(strict=True, gt=0, le=365 * 86_400)]
 StepId = Annotated[str, StringConstraints(pattern=STEP_ID_PATTERN)]
 AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
 WorkflowId = Annotated[str, StringConstraints(pattern=WORKFLOW_ID_PATTERN)]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Time = Annotated[AwareDatetime, BeforeValidator(_written_as_time)]
 Label = Annotated[str, StringConstraints(max_length=500)]
 
 
@@ -48,7 +70,7 @@ class AgentError(BaseModel):
 
     type: Code = Field(description="The exception's type, or one of the worker's own codes such as `timeout`.")
     message: str
-    retryable: bool | None = None
+    retryable: StrictBool | None = None
     details: dict[str, Any] | None = None
 
 
@@ -103,8 +125,8 @@ class AgentResult(Message):
     output: Any = None
     error: AgentError | None = None
     worker_id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    started_at: AwareDatetime | None = None
-    finished_at: AwareDatetime | None = None
+    started_at: Time | None = None
+    finished_at: Time | None = None
 
     @model_validator(mode="after")
     def _failure_has_an_error(self) -> Self:
@@ -130,7 +152,7 @@ class StepEvent(BaseModel):
     branch_name: str | None = None
     status: StepStatus
     attempt: Annotated[int, Field(strict=True, ge=0)]
-    at: datetime
+    at: Time
     error: ErrorInfo | None = None
 
 

@@ -4,11 +4,38 @@ These models hold a document that has the right shape. Whether its graph makes s
 `schemas.validation`, which also turns every shape error into a problem with a place.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
-from schemas.messages import AgentName, Seconds, StepId, WorkflowId
+from schemas.messages import Seconds, StepId, WorkflowId
+from schemas.names import AGENT_NAME_PATTERN, RESERVED_STEP_ID, STEP_ID_PATTERN, agent_name_problem, step_id_problem
+
+
+def _checked(problem_of: Callable[[str], str | None]) -> AfterValidator:
+    def check(name: str) -> str:
+        problem = problem_of(name)
+        if problem is not None:
+            raise PydanticCustomError("bad_name", "{problem}", {"problem": problem})
+        return name
+
+    return AfterValidator(check)
+
+
+# Where a name is given these say in words what is wrong with it. A field that refers to a step is a plain StepId: a
+# name that no step has is reported as such.
+NewStepId = Annotated[
+    str,
+    _checked(step_id_problem),
+    Field(json_schema_extra={"pattern": STEP_ID_PATTERN, "not": {"const": RESERVED_STEP_ID}}),
+]
+WorkerName = Annotated[
+    str,
+    _checked(agent_name_problem),
+    Field(json_schema_extra={"pattern": AGENT_NAME_PATTERN, "not": {"pattern": r"^amq\."}}),
+]
 
 
 class _Strict(BaseModel):
@@ -17,7 +44,7 @@ class _Strict(BaseModel):
 
 
 class _Step(_Strict):
-    id: StepId = Field(description="Unique in the workflow; may be left out and then is the step's key.")
+    id: NewStepId = Field(description="Unique in the workflow; may be left out and then is the step's key.")
     description: str | None = None
     next_step: StepId | None = Field(None, description="Where the run goes on; null ends it here.")
     on_failure: StepId | None = Field(None, description="Where the run goes on when this step fails.")
@@ -30,7 +57,7 @@ class AgentStep(_Step):
     """A step that one agent carries out."""
 
     type: Literal["agent"] = "agent"
-    agent_name: AgentName
+    agent_name: WorkerName
     input_mapping: dict[str, Any] = Field(
         default_factory=dict, description="Any JSON; strings in it may hold references such as ${step-a.output.result}."
     )
@@ -57,4 +84,4 @@ class Workflow(_Strict):
     version: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "1.0"
     description: str | None = None
     start_step: StepId
-    steps: Annotated[dict[StepId, Step], Field(min_length=1)]
+    steps: Annotated[dict[NewStepId, Step], Field(min_length=1)]

@@ -33,7 +33,7 @@ def new_block(run_id: UUID, plan: BlockPlan, now: datetime) -> StepExecution:
         step_id=plan.id,
         status=StepStatus.RUNNING,
         join_policy=JoinPolicy.ALL,
-        branches=Branches(total, open=total, failed=0, dispatched=0, max_parallelism=plan.max_parallelism),
+        branches=Branches(total, open=total, failed=0, dispatched=0, passed=0, max_parallelism=plan.max_parallelism),
         created_at=now,
         started_at=now,
     )

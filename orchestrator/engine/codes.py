@@ -22,4 +22,5 @@ RUN_ID_CONFLICT: Final = "run_id_conflict"  # the id belongs to a run of another
 RUN_IS_FINAL: Final = "run_is_final"
 ALREADY_DISPATCHED: Final = "already_dispatched"
 NO_FREE_SLOT: Final = "no_free_slot"
+WAITS_FOR_SLOT: Final = "waits_for_slot"
 BRANCH_IS_OVER: Final = "branch_is_over"

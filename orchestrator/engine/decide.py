@@ -9,7 +9,7 @@ How a run moves:
     RunRequested ──▶ StepReached ──▶ agent step: its task goes out ──▶ TaskReported ──┐
                         ▲    │                                                        ▼
                         │    └─────▶ block: fork, BlockForked ──▶ … ──▶ BlockDrained ──▶ StepEnded
-                        │             each branch: (BranchArrived ──▶) TaskReported ─┘      │
+                        │              each branch: (SlotsFree ──▶) TaskReported ─┘         │
                         └──────────────── next_step, or on_failure ─────────────────────────┤
                                                                             run ended ◀─────┘
 
@@ -32,6 +32,7 @@ from orchestrator.engine.inputs import (
     CancelRequested,
     Input,
     RunRequested,
+    SlotsFree,
     StepEnded,
     StepReached,
     TaskReported,
@@ -68,7 +69,9 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
         case TaskUndeliverable():
             return reports.task_undeliverable(state, event, moment.now)
         case BranchArrived():
-            return gate.branch_arrived(state, event, moment.now, moment.new_id)
+            return gate.branch_arrived(state, event)
+        case SlotsFree():
+            return gate.slots_free(state, event, moment.now, moment.new_id)
         case StepReached():
             return lifecycle.step_reached(state, event, moment.now, moment.new_id)
         case BlockForked():
@@ -98,6 +101,8 @@ def first_wanted(event: Input) -> Wanted:
             return Wanted(tasks=frozenset({event.report.task_id}))
         case BranchArrived():
             return Wanted(steps=frozenset({event.block_id, event.step_id}))
+        case SlotsFree():
+            return Wanted(steps=frozenset({event.block_id}))
         case AttemptOverdue() | TaskUndeliverable():
             return Wanted(steps=frozenset({event.step_id}))
         case _:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.engine.inputs import FollowUp, RunRequested
+from orchestrator.engine.inputs import FollowUp, RunRequested, SlotsFree
 from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
 from schemas.messages import RunResult
@@ -15,7 +15,7 @@ class Verdict(StrEnum):
     APPLIED = "APPLIED"
     DUPLICATE = "DUPLICATE"  # it was applied before
     STALE = "STALE"  # it is about something that is over
-    NOT_YET = "NOT_YET"  # ask again when a slot is free
+    NOT_YET = "NOT_YET"  # its turn comes when slots are free
     REJECTED = "REJECTED"  # it cannot be applied, now or later
 
 
@@ -58,4 +58,5 @@ class Decision:
     join: str | None = None  # store the aggregated outputs of this block's branches as its output
     cancels_open_steps: bool = False
     released: StepExecution | None = None  # a branch that no longer needs its gate ticket
-    then: tuple[FollowUp, ...] = ()
+    then: tuple[FollowUp, ...] = ()  # decided next
+    afterwards: SlotsFree | None = None  # decided once all other inputs of the batch for this run are

@@ -1,20 +1,24 @@
 """The gate: which branches of a limited block may run now.
 
-All branches of a limited block are published at once to the block's own gate queue. One replica holds the gate and
-consumes that queue with prefetch = max_parallelism; the window is the pacing, for RabbitMQ delivers the next branch
-the moment an earlier delivery is acked, and a delivery is acked when its branch has ended.
+All branches of a limited block are published at once to the block's own gate queue, each as a ticket. One replica
+holds the gate and consumes that queue with prefetch = max_parallelism; the window is the pacing, for RabbitMQ delivers
+the next ticket the moment an earlier one is acked, and a ticket is acked when its branch has ended.
 
 But a queue is not a lock. When the holder's connection drops, everything it held is delivered again, to it or to
-another holder, while the work still runs. So the count in Postgres is the truth: a branch takes a slot under the
-run's lock and only while `dispatched < max_parallelism`, it gives the slot back when it ends, and a delivery whose
-branch is dispatched already is held, not sent again.
+another holder, while the work still runs. So the count in Postgres is the truth: a slot is taken under the run's lock
+and only while `dispatched < max_parallelism`, and given back when its branch ends. And slots are filled in one way
+only, in the order of the definition (`slots_free`), whoever notices that one is free:
 
-That gives every delivery one of four answers:
+- a ticket arrived: the first `max_parallelism` branches start this way, and a gate that was taken over goes on
+- a branch ended: the transaction that frees its slot hands it to the next in line. Waiting for the next ticket to
+  arrive would leave the slot empty for one more trip to the broker and one more transaction
+- the holder's reconciliation found free slots: tickets were lost with their queue
 
-    APPLIED     a slot was free: the task goes to the agent's queue; hold the delivery
-    DUPLICATE   the branch runs already (redelivered after a lost connection); hold the delivery
-    NOT_YET     all slots are taken; hold the delivery and ask again when one is free
-    STALE       the branch is over; ack the delivery
+A ticket itself then needs one of three answers:
+
+    STALE       its branch is over: ack it
+    DUPLICATE   its branch runs: hold it
+    NOT_YET     its branch waits for a slot: hold it
 """
 
 from collections.abc import Callable
@@ -25,24 +29,40 @@ from uuid import UUID
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched
 from orchestrator.engine.decision import Decision, SendTask, Verdict
-from orchestrator.engine.inputs import BranchArrived
+from orchestrator.engine.inputs import BranchArrived, SlotsFree
 from orchestrator.engine.state import RunState, Wanted
 
 
-def branch_arrived(
-    state: RunState, event: BranchArrived, now: datetime, new_id: Callable[[], UUID]
-) -> Decision | Wanted:
-    """Let the branch through its gate if a slot is free."""
+def branch_arrived(state: RunState, event: BranchArrived) -> Decision | Wanted:
+    """Answer a ticket; its arrival is also an occasion to fill free slots."""
     missing = state.missing(Wanted(steps=frozenset({event.block_id, event.step_id})))
     if missing:
         return missing
-    block, step = state.steps[event.block_id], state.steps[event.step_id]
-    if block is None or block.branches is None or step is None or step.status.is_final:
+    step = state.steps[event.step_id]
+    if step is None or step.status.is_final or step.parent_step_id != event.block_id:
         return Decision(Verdict.STALE, codes.BRANCH_IS_OVER)
     if step.holds_slot:
         return Decision(Verdict.DUPLICATE, codes.ALREADY_DISPATCHED)
-    if not block.branches.has_free_slot:
-        return Decision(Verdict.NOT_YET, codes.NO_FREE_SLOT)
-    taken = replace(block, branches=replace(block.branches, dispatched=block.branches.dispatched + 1))
-    sent = dispatched(step, now, new_id)
-    return Decision(Verdict.APPLIED, steps=(taken, sent), sends=(SendTask(sent),))
+    return Decision(Verdict.NOT_YET, codes.WAITS_FOR_SLOT, afterwards=SlotsFree(event.run_id, event.block_id))
+
+
+def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callable[[], UUID]) -> Decision | Wanted:
+    """Let as many branches through as there are free slots, those that are next in line."""
+    missing = state.missing(Wanted(steps=frozenset({event.block_id})))
+    if missing:
+        return missing
+    block = state.steps[event.block_id]
+    if block is None or block.branches is None or block.status.is_final or block.branches.free_slots == 0:
+        return Decision(Verdict.STALE, codes.NO_FREE_SLOT)
+    counters = block.branches
+    line = (event.block_id, counters.passed, counters.free_slots)
+    missing = state.missing(Wanted(waiting=frozenset({line})))
+    if missing:
+        return missing
+    sent = tuple(dispatched(step, now, new_id) for step in state.waiting[line])
+    # Fewer than asked for means that the line is empty.
+    passed = sent[-1].position + 1 if len(sent) == counters.free_slots else counters.total
+    taken = replace(counters, dispatched=counters.dispatched + len(sent), passed=passed)
+    return Decision(
+        Verdict.APPLIED, steps=(replace(block, branches=taken), *sent), sends=tuple(SendTask(step) for step in sent)
+    )

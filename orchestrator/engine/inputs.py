@@ -40,11 +40,19 @@ class TaskReported:
 
 @dataclass(frozen=True, slots=True)
 class BranchArrived:
-    """The gate queue delivered a branch: may it go on?"""
+    """The gate queue delivered a branch's ticket: is it to be held?"""
 
     run_id: UUID
     block_id: str
     step_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsFree:
+    """Slots of a gated block may be free: those next in line may go on."""
+
+    run_id: UUID
+    block_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,8 @@ class StepEnded:
     step_id: str
 
 
-ExternalInput = RunRequested | TaskReported | BranchArrived | AttemptOverdue | TaskUndeliverable | CancelRequested
-FollowUp = StepReached | BlockForked | BlockDrained | StepEnded
+ExternalInput = (
+    RunRequested | TaskReported | BranchArrived | SlotsFree | AttemptOverdue | TaskUndeliverable | CancelRequested
+)
+FollowUp = StepReached | BlockForked | BlockDrained | StepEnded | SlotsFree
 Input = ExternalInput | FollowUp

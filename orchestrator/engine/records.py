@@ -52,6 +52,7 @@ class Branches:
     open: int  # not final yet
     failed: int
     dispatched: int  # slots taken: QUEUED or RUNNING branches of a gated block
+    passed: int  # branches before this position have been through the gate, or never will
     max_parallelism: int | None
 
     @property
@@ -60,9 +61,11 @@ class Branches:
         return self.max_parallelism is not None and self.max_parallelism < self.total
 
     @property
-    def has_free_slot(self) -> bool:
-        """Whether the gate may let one more branch through."""
-        return self.max_parallelism is None or self.dispatched < self.max_parallelism
+    def free_slots(self) -> int:
+        """How many more branches the gate may let through, if so many are left."""
+        if self.max_parallelism is None or self.passed >= self.total:
+            return 0
+        return min(self.max_parallelism - self.dispatched, self.total - self.passed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from orchestrator.engine import codes
 from orchestrator.engine.attempt import due_time
 from orchestrator.engine.block import count_ended
 from orchestrator.engine.decision import Decision, Verdict
-from orchestrator.engine.inputs import AttemptOverdue, BlockDrained, FollowUp, StepEnded, TaskUndeliverable
+from orchestrator.engine.inputs import AttemptOverdue, BlockDrained, FollowUp, SlotsFree, StepEnded, TaskUndeliverable
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_step_status
@@ -110,7 +110,8 @@ def _ended(state: RunState, before: StepExecution, after: StepExecution) -> Deci
     drained: tuple[FollowUp, ...] = ()
     if counted.branches.open == 0:
         drained = (BlockDrained(after.run_id, block.step_id),)
-    return Decision(Verdict.APPLIED, steps=(after, counted), released=after, then=drained)
+    handed_on = SlotsFree(after.run_id, block.step_id) if counted.branches.free_slots > 0 else None
+    return Decision(Verdict.APPLIED, steps=(after, counted), released=after, then=drained, afterwards=handed_on)
 
 
 def _error_info(error: AgentError) -> ErrorInfo:

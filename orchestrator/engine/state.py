@@ -5,7 +5,7 @@ the batch at once) and asks again; decisions are pure, so asking again costs not
 trips constant, and a block's other branches out of memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,9 @@ from orchestrator.engine.transitions import Trigger
 from schemas.messages import ErrorInfo
 from schemas.references import Scope, StepOutcome
 
+# The PENDING branches of a block: its id, the position to begin at, and how many.
+Line = tuple[str, int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -26,6 +29,7 @@ class Wanted:
     steps: frozenset[str] = frozenset()  # these steps, with their inputs
     outcomes: frozenset[str] = frozenset()  # status, output and error of these
     failures: frozenset[str] = frozenset()  # the failed branches of these blocks
+    waiting: frozenset[Line] = frozenset()  # those who wait at gates
     plan: bool = False
     run_values: bool = False  # the run's input, output and error
 
@@ -35,12 +39,16 @@ class Wanted:
             self.steps | other.steps,
             self.outcomes | other.outcomes,
             self.failures | other.failures,
+            self.waiting | other.waiting,
             self.plan or other.plan,
             self.run_values or other.run_values,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.tasks or self.steps or self.outcomes or self.failures or self.plan or self.run_values)
+        return self != _NOTHING
+
+
+_NOTHING = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,7 @@ class RunState:
     tasks: dict[UUID, str | None] = field(default_factory=dict)
     outcomes: dict[str, StepOutcome | None] = field(default_factory=dict)
     failures: dict[str, tuple[FailedBranch, ...]] = field(default_factory=dict)
+    waiting: dict[Line, tuple[StepExecution, ...]] = field(default_factory=dict)
     run_values: RunValues | None = None
 
     def missing(self, wanted: Wanted) -> Wanted:
@@ -79,6 +88,7 @@ class RunState:
             steps=wanted.steps - self.steps.keys(),
             outcomes=wanted.outcomes - self.outcomes.keys(),
             failures=wanted.failures - self.failures.keys(),
+            waiting=wanted.waiting - self.waiting.keys(),
             plan=wanted.plan and self.plan is None,
             run_values=wanted.run_values and self.run_values is None,
         )
@@ -99,6 +109,12 @@ class RunState:
         if step.task_id is not None:
             self.tasks[step.task_id] = step.step_id
         self.outcomes.pop(step.step_id, None)
+
+    def put_waiting(self, line: Line, steps: Sequence[StepExecution]) -> None:
+        """Remember which branches stand in a line."""
+        self.waiting[line] = tuple(steps)
+        for step in steps:
+            self.put_step(step)
 
     def cancel_open_steps(self, now: datetime) -> None:
         """Remember that every row that was not final is CANCELLED now."""

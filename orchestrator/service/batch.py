@@ -106,6 +106,8 @@ class Batch:
             if item.index is not None:
                 self._answers[item.index] = Answer(answer.verdict, answer.code)
             queue.extendleft(_Queued(event, None) for event in reversed(answer.then))
+            if answer.afterwards is not None and all(item.event != answer.afterwards for item in reversed(queue)):
+                queue.append(_Queued(answer.afterwards, None))
             await self._record(state, run_id, answer)
             if answer.fork is not None:
                 queue.appendleft(_Queued(await self._fork(state, run_id, answer.fork), None))
@@ -187,11 +189,11 @@ class Batch:
         for row in await self._uow.cancel_open_steps(run_id, now):
             self._events[run_id].append(
                 StepEvent(
-                    step_id=row.step_id,
-                    parent_step_id=row.parent_step_id,
-                    branch_name=row.branch_name,
+                    step_id=row["step_id"],
+                    parent_step_id=row["parent_step_id"],
+                    branch_name=row["branch_name"],
                     status=StepStatus.CANCELLED,
-                    attempt=row.attempt,
+                    attempt=row["attempt"],
                     at=now,
                 )
             )

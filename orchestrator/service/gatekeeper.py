@@ -19,7 +19,7 @@ import structlog
 from messaging import topology
 from messaging.port import Broker, Consumer, ConsumerClosed, DeadLetterReason, Delivery, OutgoingMessage
 from orchestrator.engine.decision import Verdict
-from orchestrator.engine.inputs import BranchArrived
+from orchestrator.engine.inputs import BranchArrived, SlotsFree
 from orchestrator.service.batch import Committed, ReleasedTicket
 from orchestrator.service.driver import Driver
 from orchestrator.service.notices import BranchesOver, GateTicket
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 LEASE_ROUND_SECONDS: Final = 1.5  # well within a lease, so that one late round does not lose it
 MAX_PREFETCH: Final = 65_535  # AMQP's; above it the window is open, and the count alone limits
+MAX_TICKETS: Final = 500  # answered in one transaction
 
 GateKey = tuple[UUID, str]
 
@@ -44,21 +45,16 @@ class HeldGate:
         self._consumer = consumer
         self._driver = driver
         self._held: dict[str, Delivery] = {}
-        self._waiting: set[str] = set()  # held, but without a slot
-        self._slot_freed = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"gate {key[0]}.{key[1]}")
-
-    async def branches_ended(self, step_ids: Iterable[str]) -> None:
-        """Ack the tickets of branches that have ended; each ack lets RabbitMQ deliver the next branch."""
-        done = [self._held.pop(step_id) for step_id in step_ids if step_id in self._held]
-        await self._consumer.ack(done)
-        if self._waiting:
-            self._slot_freed.set()
 
     @property
     def held(self) -> Sequence[str]:
         """The branches whose tickets are in hand."""
         return list(self._held)
+
+    async def branches_ended(self, step_ids: Iterable[str]) -> None:
+        """Ack the tickets of branches that have ended; each ack lets RabbitMQ deliver the next."""
+        await self._consumer.ack([self._held.pop(step_id) for step_id in step_ids if step_id in self._held])
 
     async def close(self) -> None:
         """Let go: what is held goes back to the queue, for the next holder."""
@@ -66,18 +62,23 @@ class HeldGate:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it stopped by an error, and must be opened anew."""
+        return self._task.done()
+
     async def _run(self) -> None:
-        retry = asyncio.create_task(self._retry_waiting())
         try:
             while True:
-                await self._admit(await self._take(await self._consumer.receive(MAX_PREFETCH)))
+                await self._take(await self._consumer.receive(MAX_TICKETS))
         except ConsumerClosed:
             return
-        finally:
-            retry.cancel()
+        except Exception:
+            log.exception("A gate stopped; it is opened anew", action="gate_failed", gate=str(self.key))
+            raise
 
-    async def _take(self, deliveries: Sequence[Delivery]) -> list[str]:
-        taken = []
+    async def _take(self, deliveries: Sequence[Delivery]) -> None:
+        arrived = []
         for delivery in deliveries:
             try:
                 ticket = decode(GateTicket, delivery.body)
@@ -86,28 +87,11 @@ class HeldGate:
                 continue
             # In hand before anything is asked: its branch may end at any moment from now on.
             self._held[ticket.step_id] = delivery
-            taken.append(ticket.step_id)
-        return taken
-
-    async def _admit(self, step_ids: Sequence[str]) -> None:
-        if not step_ids:
-            return
+            arrived.append(ticket.step_id)
         run_id, block_id = self.key
-        answers = await self._driver.drive([BranchArrived(run_id, block_id, step_id) for step_id in step_ids])
-        over = []
-        for step_id, answer in zip(step_ids, answers, strict=True):
-            self._waiting.discard(step_id)
-            if answer.verdict is Verdict.NOT_YET:
-                self._waiting.add(step_id)
-            elif answer.verdict is Verdict.STALE:
-                over.append(step_id)
-        await self.branches_ended(over)
-
-    async def _retry_waiting(self) -> None:
-        while True:
-            await self._slot_freed.wait()
-            self._slot_freed.clear()
-            await self._admit(sorted(self._waiting))
+        answers = await self._driver.drive([BranchArrived(run_id, block_id, step_id) for step_id in arrived])
+        answered = zip(arrived, answers, strict=True)
+        await self.branches_ended([step_id for step_id, answer in answered if answer.verdict is Verdict.STALE])
 
 
 class Gatekeeper:
@@ -168,10 +152,14 @@ class Gatekeeper:
             await self._remove(key)
             return
         gate = self._gates.get(key)
-        if gate is None:
+        if gate is None or gate.is_broken:
+            await self._let_go(key)
             await self._open(key, lease.max_parallelism)
-        elif gate.held:
+            return
+        if gate.held:
             await gate.branches_ended(await branches_over(self._database, key[0], gate.held))
+        if lease.has_free_slots:
+            await self._driver.drive([SlotsFree(*key)])
 
     async def _open(self, key: GateKey, max_parallelism: int) -> None:
         async with self._opening:

@@ -12,7 +12,6 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from messaging import topology
 from messaging.port import Broker, PublishOutcome
@@ -20,7 +19,7 @@ from orchestrator.engine.inputs import TaskUndeliverable
 from orchestrator.service.batch import Committed
 from orchestrator.service.driver import Driver
 from orchestrator.service.outgoing import to_message
-from orchestrator.storage.database import Database
+from orchestrator.storage.database import Connection, Database
 from orchestrator.storage.outbox import delete_sent, delete_tasks, lock_due, postpone
 from orchestrator.storage.writes import OutboxRow
 
@@ -92,7 +91,7 @@ class Relay:
 
     async def _send_now(self, rows: Sequence[OutboxRow]) -> None:
         outcomes = await self._publish(rows)
-        async with self._database.transaction() as connection:
+        async with self._database.connection() as connection:
             undeliverable = await self._settle(connection, rows, outcomes)
         await self._give_up(undeliverable)
 
@@ -106,7 +105,7 @@ class Relay:
         return await self._broker.publish([to_message(row) for row in rows])
 
     async def _settle(
-        self, connection: AsyncConnection, rows: Sequence[OutboxRow], outcomes: Sequence[PublishOutcome]
+        self, connection: Connection, rows: Sequence[OutboxRow], outcomes: Sequence[PublishOutcome]
     ) -> list[TaskUndeliverable]:
         done: list[UUID] = []
         unknown: list[UUID] = []
@@ -125,7 +124,7 @@ class Relay:
         return await self._postpone_returned(connection, returned) if returned else []
 
     async def _postpone_returned(
-        self, connection: AsyncConnection, returned: dict[UUID, OutboxRow]
+        self, connection: Connection, returned: dict[UUID, OutboxRow]
     ) -> list[TaskUndeliverable]:
         given_up: list[TaskUndeliverable] = []
         for late in await postpone(connection, list(returned), delay=RETRY_SECONDS, returned=True):
@@ -148,7 +147,7 @@ class Relay:
         if not undeliverable:
             return
         await self._driver.drive(undeliverable)
-        async with self._database.transaction() as connection:
+        async with self._database.connection() as connection:
             await delete_tasks(connection, [event.task_id for event in undeliverable])
 
     def _is_pointless(self, row: OutboxRow, outcome: PublishOutcome) -> bool:

@@ -86,7 +86,7 @@ class RequestReader:
         if request.workflow is None:
             assert request.workflow_id is not None, "the contract asks for one of the two"
             identity = await find_definition(self._database, request.workflow_id, request.workflow_version)
-            async with self._database.transaction() as connection:
+            async with self._database.connection() as connection:
                 document = await load_definition(connection, identity)
             return identity, request.workflow_id, str(document.get("version", ""))
         document = request.workflow

@@ -7,32 +7,29 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from orchestrator.errors import UnknownWorkflow
-from orchestrator.storage.database import Database
+from orchestrator.storage.database import Connection, Database
 from orchestrator.storage.rows import to_value
 from schemas.codec import dump_json
 from schemas.workflow import Workflow
 
-_STORE: Final = text("""
+_STORE: Final = """
     INSERT INTO workflows (definition_id, workflow_id, version, document)
-    VALUES (:definition_id, :workflow_id, :version, CAST(CAST(:document AS text) AS json))
+    VALUES ($1, $2, $3, $4::text::json)
     ON CONFLICT (definition_id) DO NOTHING
-""")
-_REGISTER: Final = text("UPDATE workflows SET registered_at = clock_timestamp() WHERE definition_id = :definition_id")
-_FIND: Final = text("""
+"""
+_REGISTER: Final = "UPDATE workflows SET registered_at = clock_timestamp() WHERE definition_id = $1"
+_FIND: Final = """
     SELECT definition_id FROM workflows
-    WHERE workflow_id = :workflow_id AND registered_at IS NOT NULL
-        AND (CAST(:version AS text) IS NULL OR version = :version)
+    WHERE workflow_id = $1 AND registered_at IS NOT NULL
+        AND ($2::text IS NULL OR version = $2)
     ORDER BY registered_at DESC LIMIT 1
-""")
-_DOCUMENT: Final = text("SELECT CAST(document AS text) AS document FROM workflows WHERE definition_id = :definition_id")
-_LIST: Final = text("""
+"""
+_DOCUMENT: Final = "SELECT document::text FROM workflows WHERE definition_id = $1"
+_LIST: Final = """
     SELECT workflow_id, version, registered_at FROM workflows WHERE registered_at IS NOT NULL
     ORDER BY workflow_id, registered_at DESC
-""")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +55,16 @@ def definition_id(document: Mapping[str, Any]) -> str:
 async def store_definition(database: Database, workflow: Workflow, document: Mapping[str, Any]) -> str:
     """Store a definition unless it is there already; return its id."""
     identity = definition_id(document)
-    async with database.transaction() as connection:
-        await connection.execute(
-            _STORE,
-            {
-                "definition_id": identity,
-                "workflow_id": workflow.workflow_id,
-                "version": workflow.version,
-                "document": dump_json(document),
-            },
-        )
+    async with database.connection() as connection:
+        await connection.execute(_STORE, identity, workflow.workflow_id, workflow.version, dump_json(document))
     return identity
 
 
 async def register_workflow(database: Database, workflow: Workflow, document: Mapping[str, Any]) -> str:
     """Make a definition available by its workflow id; runs that are active keep the one they started with."""
     identity = await store_definition(database, workflow, document)
-    async with database.transaction() as connection:
-        await connection.execute(_REGISTER, {"definition_id": identity})
+    async with database.connection() as connection:
+        await connection.execute(_REGISTER, identity)
     return identity
 
 
@@ -85,23 +74,21 @@ async def find_definition(database: Database, workflow_id: str, version: str | N
     Raises:
         UnknownWorkflow: There is none.
     """
-    async with database.transaction() as connection:
-        row = (await connection.execute(_FIND, {"workflow_id": workflow_id, "version": version})).first()
-    if row is None:
+    async with database.connection() as connection:
+        identity = await connection.fetchval(_FIND, workflow_id, version)
+    if identity is None:
         which = f'"{workflow_id}"' + (f' version "{version}"' if version is not None else "")
         raise UnknownWorkflow(f"no workflow {which} is registered: `forkjoin workflows register FILE` does that")
-    return str(row.definition_id)
+    return str(identity)
 
 
-async def load_definition(connection: AsyncConnection, identity: str) -> dict[str, Any]:
+async def load_definition(connection: Connection, identity: str) -> dict[str, Any]:
     """Return the document of a stored definition."""
-    row = (await connection.execute(_DOCUMENT, {"definition_id": identity})).one()
-    document: dict[str, Any] = to_value(row.document)
+    document: dict[str, Any] = to_value(await connection.fetchval(_DOCUMENT, identity))
     return document
 
 
 async def list_workflows(database: Database) -> Sequence[RegisteredWorkflow]:
     """Return the registered workflows, the newest of each id first."""
-    async with database.transaction() as connection:
-        rows = await connection.execute(_LIST)
-        return [RegisteredWorkflow(row.workflow_id, row.version, row.registered_at) for row in rows]
+    async with database.connection() as connection:
+        return [RegisteredWorkflow(*row) for row in await connection.fetch(_LIST)]

@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import text
-
 from orchestrator.errors import DatabaseUnavailable, WrongUse
 from orchestrator.storage.database import Database
 
@@ -48,11 +46,13 @@ async def sole_owner(database: Database) -> AsyncIterator[None]:
     Raises:
         WrongUse: Another one does.
     """
-    async with database.engine.connect() as connection:
-        taken = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _OWNER_LOCK})
-        if not taken:
+    async with database.connection() as connection:
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _OWNER_LOCK):
             raise WrongUse(
                 "another `forkjoin run` is using this data directory: wait for it, or give another one "
                 "with --data-dir (or FORKJOIN_DATA_DIR)"
             )
-        yield
+        try:
+            yield
+        finally:
+            await connection.execute("SELECT pg_advisory_unlock($1)", _OWNER_LOCK)

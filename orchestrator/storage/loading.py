@@ -5,31 +5,29 @@ Each function is one statement for all runs of the batch.
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
-
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import FailedBranch, RunState, RunValues, Wanted
+from orchestrator.storage.database import Connection
 from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
 from schemas.statuses import StepStatus
 
 # The clock is the database's, so that replicas agree on it. It is read after the locks were granted.
-_LOCK_RUNS: Final = text(f"""
+_LOCK_RUNS: Final = f"""
     SELECT clock_timestamp() AS now, {RUN_COLUMNS}
     FROM (SELECT 1) AS one
     LEFT JOIN (
-        SELECT * FROM runs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE
+        SELECT * FROM runs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
     ) AS r ON true
-""")  # noqa: S608 - only our own column lists are put in
+"""  # noqa: S608 - only our own column lists are put in
 
-_STEPS_BY_TASK: Final = text(f"""
+_STEPS_BY_TASK: Final = f"""
     WITH found AS (
-        SELECT run_id, step_id, parent_step_id FROM step_executions WHERE task_id = ANY(CAST(:tasks AS uuid[]))
+        SELECT run_id, step_id, parent_step_id FROM step_executions WHERE task_id = ANY($1::uuid[])
     ), keys AS (
         SELECT run_id, step_id FROM found
         UNION SELECT run_id, parent_step_id FROM found WHERE parent_step_id IS NOT NULL
@@ -37,58 +35,69 @@ _STEPS_BY_TASK: Final = text(f"""
     SELECT {STEP_COLUMNS}, g.holder
     FROM keys JOIN step_executions s USING (run_id, step_id)
     LEFT JOIN gates g ON g.run_id = s.run_id AND g.block_id = s.step_id
-""")  # noqa: S608
+"""  # noqa: S608
 
-_STEPS_BY_KEY: Final = text(f"""
+_STEPS_BY_KEY: Final = f"""
     WITH asked AS (
         SELECT s.run_id, s.step_id, s.parent_step_id
-        FROM unnest(CAST(:runs AS uuid[]), CAST(:steps AS text[])) AS k(run_id, step_id)
+        FROM unnest($1::uuid[], $2::text[]) AS k(run_id, step_id)
         JOIN step_executions s USING (run_id, step_id)
     ), keys AS (
         SELECT run_id, step_id FROM asked
         UNION SELECT run_id, parent_step_id FROM asked WHERE parent_step_id IS NOT NULL
     )
-    SELECT {STEP_COLUMNS}, g.holder, CAST(s.input AS text) AS input
+    SELECT {STEP_COLUMNS}, g.holder, s.input::text AS input
     FROM keys JOIN step_executions s USING (run_id, step_id)
     LEFT JOIN gates g ON g.run_id = s.run_id AND g.block_id = s.step_id
-""")  # noqa: S608
+"""  # noqa: S608
 
-_OUTCOMES: Final = text("""
-    SELECT s.run_id, s.step_id, s.status, CAST(s.output AS text) AS output, CAST(s.error AS text) AS error
-    FROM unnest(CAST(:runs AS uuid[]), CAST(:steps AS text[])) AS k(run_id, step_id)
+_OUTCOMES: Final = """
+    SELECT s.run_id, s.step_id, s.status, s.output::text AS output, s.error::text AS error
+    FROM unnest($1::uuid[], $2::text[]) AS k(run_id, step_id)
     JOIN step_executions s USING (run_id, step_id)
-""")
+"""
 
-_FAILURES: Final = text("""
-    SELECT run_id, parent_step_id, step_id, CASE WHEN place <= :described THEN error END AS error
+_FAILURES: Final = """
+    SELECT run_id, parent_step_id, step_id, CASE WHEN place <= $3 THEN error END AS error
     FROM (
-        SELECT s.run_id, s.parent_step_id, s.step_id, CAST(s.error AS text) AS error, s.position,
+        SELECT s.run_id, s.parent_step_id, s.step_id, s.error::text AS error, s.position,
                row_number() OVER (PARTITION BY s.run_id, s.parent_step_id ORDER BY s.position) AS place
-        FROM unnest(CAST(:runs AS uuid[]), CAST(:steps AS text[])) AS k(run_id, block_id)
+        FROM unnest($1::uuid[], $2::text[]) AS k(run_id, block_id)
         JOIN step_executions s ON s.run_id = k.run_id AND s.parent_step_id = k.block_id
         WHERE s.status = 'FAILED'
     ) AS failed
     ORDER BY run_id, parent_step_id, position
-""")
+"""
 
-_RUN_VALUES: Final = text("""
-    SELECT id, CAST(input AS text) AS input, CAST(output AS text) AS output, CAST(error AS text) AS error
-    FROM runs WHERE id = ANY(CAST(:ids AS uuid[]))
-""")
+_WAITING: Final = f"""
+    SELECT k.first, k.count, {STEP_COLUMNS}, s.input::text AS input
+    FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[]) AS k(run_id, block_id, first, count)
+    CROSS JOIN LATERAL (
+        SELECT * FROM step_executions AS b
+        WHERE b.run_id = k.run_id AND b.parent_step_id = k.block_id AND b.position >= k.first AND b.status = 'PENDING'
+        ORDER BY b.position LIMIT k.count
+    ) AS s
+    ORDER BY s.run_id, s.parent_step_id, s.position
+"""  # noqa: S608
+
+_RUN_VALUES: Final = """
+    SELECT id, input::text AS input, output::text AS output, error::text AS error
+    FROM runs WHERE id = ANY($1::uuid[])
+"""
 
 Keys = Mapping[UUID, Collection[str]]
 
 
-async def lock_runs(connection: AsyncConnection, ids: Collection[UUID]) -> tuple[datetime, dict[UUID, Run]]:
+async def lock_runs(connection: Connection, ids: Collection[UUID]) -> tuple[datetime, dict[UUID, Run]]:
     """Lock the runs in the order of their ids; return the time, and those that exist."""
-    rows = (await connection.execute(_LOCK_RUNS, {"ids": sorted(ids)})).all()
-    return rows[0].now, {row.id: to_run(row) for row in rows if row.id is not None}
+    rows = await connection.fetch(_LOCK_RUNS, sorted(ids))
+    return rows[0]["now"], {row["id"]: to_run(row) for row in rows if row["id"] is not None}
 
 
 class Loader:
     """Brings what decisions want into the run states. `holders` tells who holds the gates of the blocks seen."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.holders: dict[tuple[UUID, str], str] = {}
 
@@ -98,14 +107,15 @@ class Loader:
         await self._steps(states, {run: w.steps for run, w in wanted.items() if w.steps})
         await self._outcomes(states, {run: w.outcomes for run, w in wanted.items() if w.outcomes})
         await self._failures(states, {run: w.failures for run, w in wanted.items() if w.failures})
+        await self._waiting(states, {run: w.waiting for run, w in wanted.items() if w.waiting})
         await self._run_values(states, [run for run, w in wanted.items() if w.run_values])
 
     async def _tasks(self, states: Mapping[UUID, RunState], tasks: Mapping[UUID, Collection[UUID]]) -> None:
         if not tasks:
             return
         asked = [task for some in tasks.values() for task in some]
-        for row in await self._rows(_STEPS_BY_TASK, {"tasks": asked}):
-            self._put(states, to_step(row), row.holder)
+        for row in await self._connection.fetch(_STEPS_BY_TASK, asked):
+            self._put(states, to_step(row), row["holder"])
         for run_id, some in tasks.items():
             for task in some:
                 states[run_id].tasks.setdefault(task, None)
@@ -113,8 +123,8 @@ class Loader:
     async def _steps(self, states: Mapping[UUID, RunState], steps: Keys) -> None:
         if not steps:
             return
-        for row in await self._rows(_STEPS_BY_KEY, _columns(steps)):
-            self._put(states, to_step(row, to_value(row.input)), row.holder)
+        for row in await self._connection.fetch(_STEPS_BY_KEY, *_columns(steps)):
+            self._put(states, to_step(row, to_value(row["input"])), row["holder"])
         for run_id, some in steps.items():
             for step_id in some:
                 states[run_id].steps.setdefault(step_id, None)
@@ -124,9 +134,9 @@ class Loader:
             return
         for run_id, some in steps.items():
             states[run_id].outcomes.update(dict.fromkeys(some))
-        for row in await self._rows(_OUTCOMES, _columns(steps)):
-            states[row.run_id].outcomes[row.step_id] = StepOutcome(
-                StepStatus(row.status), to_value(row.output), to_value(row.error)
+        for row in await self._connection.fetch(_OUTCOMES, *_columns(steps)):
+            states[row["run_id"]].outcomes[row["step_id"]] = StepOutcome(
+                StepStatus(row["status"]), to_value(row["output"]), to_value(row["error"])
             )
 
     async def _failures(self, states: Mapping[UUID, RunState], blocks: Keys) -> None:
@@ -135,19 +145,31 @@ class Loader:
         found: dict[tuple[UUID, str], list[FailedBranch]] = {
             (run, block): [] for run, some in blocks.items() for block in some
         }
-        for row in await self._rows(_FAILURES, {**_columns(blocks), "described": DESCRIBED_FAILURES}):
-            found[row.run_id, row.parent_step_id].append(FailedBranch(row.step_id, to_error(row.error)))
+        for row in await self._connection.fetch(_FAILURES, *_columns(blocks), DESCRIBED_FAILURES):
+            failure = FailedBranch(row["step_id"], to_error(row["error"]))
+            found[row["run_id"], row["parent_step_id"]].append(failure)
         for (run_id, block_id), failures in found.items():
             states[run_id].failures[block_id] = tuple(failures)
+
+    async def _waiting(
+        self, states: Mapping[UUID, RunState], lines: Mapping[UUID, Collection[tuple[str, int, int]]]
+    ) -> None:
+        if not lines:
+            return
+        asked = [(run, *line) for run, some in lines.items() for line in some]
+        found: dict[tuple[UUID, str, int, int], list[StepExecution]] = {key: [] for key in asked}
+        for row in await self._connection.fetch(_WAITING, *(list(column) for column in zip(*asked, strict=True))):
+            key = (row["run_id"], row["parent_step_id"], row["first"], row["count"])
+            found[key].append(to_step(row, to_value(row["input"])))
+        for (run_id, block_id, first, count), steps in found.items():
+            states[run_id].put_waiting((block_id, first, count), steps)
 
     async def _run_values(self, states: Mapping[UUID, RunState], runs: Collection[UUID]) -> None:
         if not runs:
             return
-        for row in await self._rows(_RUN_VALUES, {"ids": list(runs)}):
-            states[row.id].run_values = RunValues(to_value(row.input), to_value(row.output), to_error(row.error))
-
-    async def _rows(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
-        return (await self._connection.execute(statement, parameters)).all()
+        for row in await self._connection.fetch(_RUN_VALUES, runs):
+            values = RunValues(to_value(row["input"]), to_value(row["output"]), to_error(row["error"]))
+            states[row["id"]].run_values = values
 
     def _put(self, states: Mapping[UUID, RunState], step: StepExecution, holder: str | None) -> None:
         state = states.get(step.run_id)
@@ -160,6 +182,6 @@ class Loader:
             self.holders[step.run_id, step.step_id] = holder
 
 
-def _columns(keys: Keys) -> dict[str, Any]:
+def _columns(keys: Keys) -> tuple[list[UUID], list[str]]:
     pairs = [(run, step) for run, steps in keys.items() for step in steps]
-    return {"runs": [run for run, _ in pairs], "steps": [step for _, step in pairs]}
+    return [run for run, _ in pairs], [step for _, step in pairs]

@@ -6,33 +6,31 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import text
-
 from orchestrator.errors import UnknownRun
-from orchestrator.storage.database import Database
+from orchestrator.storage.database import Database, Row
 from orchestrator.storage.rows import to_error, to_value
 from schemas.messages import ErrorInfo
 from schemas.statuses import RunStatus, StepStatus
 
-_RUNS: Final = text("""
+_RUNS: Final = """
     SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at
-    FROM runs WHERE CAST(:status AS text) IS NULL OR status = :status
-    ORDER BY created_at DESC, id LIMIT :limit
-""")
-_RUN: Final = text("""
+    FROM runs WHERE $1::text IS NULL OR status = $1
+    ORDER BY created_at DESC, id LIMIT $2
+"""
+_RUN: Final = """
     SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at,
-           CAST(input AS text) AS input, CAST(output AS text) AS output, CAST(error AS text) AS error
-    FROM runs WHERE id = :id
-""")
-_STEPS: Final = text("""
+           input::text AS input, output::text AS output, error::text AS error
+    FROM runs WHERE id = $1
+"""
+_STEPS: Final = """
     SELECT s.step_id, s.parent_step_id, s.branch_name, s.status, s.agent_name, s.attempt, s.worker_id,
            s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched,
-           s.created_at, s.queued_at, s.started_at, s.finished_at, CAST(s.error AS text) AS error,
+           s.created_at, s.queued_at, s.started_at, s.finished_at, s.error::text AS error,
            (SELECT min(o.returned_at) FROM outbox AS o WHERE o.task_id = s.task_id) AS unroutable_since
-    FROM step_executions AS s WHERE s.run_id = :id
+    FROM step_executions AS s WHERE s.run_id = $1
     ORDER BY s.created_at, s.position, s.step_id
-""")
-_UNFINISHED: Final = text("SELECT id FROM runs WHERE status IN ('PENDING', 'RUNNING')")
+"""
+_UNFINISHED: Final = "SELECT id FROM runs WHERE status IN ('PENDING', 'RUNNING')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +84,8 @@ class RunDetails:
 
 async def list_runs(database: Database, *, status: RunStatus | None, limit: int) -> Sequence[RunSummary]:
     """Return the newest runs, of one status or of all."""
-    async with database.transaction() as connection:
-        rows = await connection.execute(_RUNS, {"status": status, "limit": limit})
-        return [_summary(row) for row in rows]
+    async with database.connection() as connection:
+        return [_summary(row) for row in await connection.fetch(_RUNS, status, limit)]
 
 
 async def get_run(database: Database, run_id: UUID) -> RunDetails:
@@ -97,33 +94,33 @@ async def get_run(database: Database, run_id: UUID) -> RunDetails:
     Raises:
         UnknownRun: There is none of that id.
     """
-    async with database.transaction() as connection:
-        row = (await connection.execute(_RUN, {"id": run_id})).first()
+    async with database.connection() as connection:
+        row = await connection.fetchrow(_RUN, run_id)
         if row is None:
             raise UnknownRun(f"there is no run {run_id}: `forkjoin runs list` shows those that exist")
-        steps = [_step(step) for step in await connection.execute(_STEPS, {"id": run_id})]
-    return RunDetails(_summary(row), to_value(row.input), to_value(row.output), to_error(row.error), steps)
+        steps = [_step(step) for step in await connection.fetch(_STEPS, run_id)]
+    return RunDetails(_summary(row), to_value(row["input"]), to_value(row["output"]), to_error(row["error"]), steps)
 
 
 async def unfinished_runs(database: Database) -> Sequence[UUID]:
     """Return the runs that have not ended."""
-    async with database.transaction() as connection:
-        return [row.id for row in await connection.execute(_UNFINISHED)]
+    async with database.connection() as connection:
+        return [row["id"] for row in await connection.fetch(_UNFINISHED)]
 
 
-def _summary(row: Any) -> RunSummary:
+def _summary(row: Row) -> RunSummary:
     return RunSummary(
-        run_id=row.id,
-        workflow_id=row.workflow_id,
-        workflow_version=row.workflow_version,
-        status=RunStatus(row.status),
-        labels=row.labels,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
+        run_id=row["id"],
+        workflow_id=row["workflow_id"],
+        workflow_version=row["workflow_version"],
+        status=RunStatus(row["status"]),
+        labels=row["labels"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
     )
 
 
-def _step(row: Any) -> StepView:
-    values = {**row._mapping, "status": StepStatus(row.status), "error": to_error(row.error)}
+def _step(row: Row) -> StepView:
+    values = {**row, "status": StepStatus(row["status"]), "error": to_error(row["error"])}
     return StepView(**values)

@@ -3,59 +3,58 @@
 import json
 from typing import Any, Final
 
-from sqlalchemy import Row
-
 from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
+from orchestrator.storage.database import Row
 from schemas.messages import ErrorInfo
 from schemas.statuses import JoinPolicy, RunStatus, StepStatus
 
 STEP_COLUMNS: Final = """
     s.run_id, s.step_id, s.status, s.position, s.parent_step_id, s.branch_name, s.join_policy, s.agent_name,
     s.timeout_seconds, s.attempt, s.task_id, s.worker_id, s.max_parallelism, s.branches_total, s.branches_open,
-    s.branches_failed, s.branches_dispatched, s.created_at, s.queued_at, s.started_at, s.heartbeat_at,
-    s.finished_at, s.due_at, CAST(s.error AS text) AS error"""
+    s.branches_failed, s.branches_dispatched, s.branches_passed, s.created_at, s.queued_at, s.started_at,
+    s.heartbeat_at, s.finished_at, s.due_at, s.error::text AS error"""
 
 RUN_COLUMNS: Final = """
     r.id, r.status, r.definition_id, r.request_digest, r.reply_to, r.correlation_id, r.started_at, r.finished_at"""
 
 
-def to_step(row: Row[Any], values: Any = None) -> StepExecution:
+def to_step(row: Row, values: Any = None) -> StepExecution:
     """Return the record of a row selected with `STEP_COLUMNS`; *values* is its input, where it was asked for."""
     return StepExecution(
-        run_id=row.run_id,
-        step_id=row.step_id,
-        status=StepStatus(row.status),
-        position=row.position,
-        parent_step_id=row.parent_step_id,
-        branch_name=row.branch_name,
-        join_policy=JoinPolicy(row.join_policy) if row.join_policy is not None else None,
-        agent_name=row.agent_name,
-        timeout_seconds=row.timeout_seconds,
-        attempt=row.attempt,
-        task_id=row.task_id,
-        worker_id=row.worker_id,
+        run_id=row["run_id"],
+        step_id=row["step_id"],
+        status=StepStatus(row["status"]),
+        position=row["position"],
+        parent_step_id=row["parent_step_id"],
+        branch_name=row["branch_name"],
+        join_policy=JoinPolicy(row["join_policy"]) if row["join_policy"] is not None else None,
+        agent_name=row["agent_name"],
+        timeout_seconds=row["timeout_seconds"],
+        attempt=row["attempt"],
+        task_id=row["task_id"],
+        worker_id=row["worker_id"],
         branches=_branches(row),
-        created_at=row.created_at,
-        queued_at=row.queued_at,
-        started_at=row.started_at,
-        heartbeat_at=row.heartbeat_at,
-        finished_at=row.finished_at,
-        due_at=row.due_at,
+        created_at=row["created_at"],
+        queued_at=row["queued_at"],
+        started_at=row["started_at"],
+        heartbeat_at=row["heartbeat_at"],
+        finished_at=row["finished_at"],
+        due_at=row["due_at"],
         input=values,
-        error=to_error(row.error),
+        error=to_error(row["error"]),
     )
 
 
-def to_run(row: Row[Any]) -> Run:
+def to_run(row: Row) -> Run:
     """Return the record of a row selected with `RUN_COLUMNS`."""
     return Run(
-        id=row.id,
-        status=RunStatus(row.status),
-        definition_id=row.definition_id,
-        request_digest=row.request_digest,
-        reply=ReplyAddress(row.reply_to, row.correlation_id) if row.reply_to is not None else None,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
+        id=row["id"],
+        status=RunStatus(row["status"]),
+        definition_id=row["definition_id"],
+        request_digest=row["request_digest"],
+        reply=ReplyAddress(row["reply_to"], row["correlation_id"]) if row["reply_to"] is not None else None,
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
     )
 
 
@@ -69,13 +68,14 @@ def to_value(text: str | None) -> Any:
     return json.loads(text) if text is not None else None
 
 
-def _branches(row: Row[Any]) -> Branches | None:
-    if row.branches_total is None:
+def _branches(row: Row) -> Branches | None:
+    if row["branches_total"] is None:
         return None
     return Branches(
-        total=row.branches_total,
-        open=row.branches_open,
-        failed=row.branches_failed,
-        dispatched=row.branches_dispatched,
-        max_parallelism=row.max_parallelism,
+        total=row["branches_total"],
+        open=row["branches_open"],
+        failed=row["branches_failed"],
+        dispatched=row["branches_dispatched"],
+        passed=row["branches_passed"],
+        max_parallelism=row["max_parallelism"],
     )

@@ -101,6 +101,7 @@ step_executions: Final = Table(
     Column("branches_open", Integer),
     Column("branches_failed", Integer),
     Column("branches_dispatched", Integer),
+    Column("branches_passed", Integer),
     _time("created_at", nullable=False),
     _time("queued_at"),
     _time("started_at"),
@@ -110,6 +111,7 @@ step_executions: Final = Table(
     _one_of("status", StepStatus),
     Index("uq_step_executions_task_id", "task_id", unique=True, postgresql_where=text("task_id IS NOT NULL")),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    Index(None, "run_id", "parent_step_id", "position"),
     # Rows change a few times each; room on the page keeps those changes off the indexes (HOT).
     postgresql_with={"fillfactor": "80"},
 )

@@ -11,14 +11,11 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage import writes
-from orchestrator.storage.database import Database
+from orchestrator.storage.database import Connection, Database, Row
 from orchestrator.storage.definitions import load_definition
 from orchestrator.storage.loading import Loader, lock_runs
 from orchestrator.storage.writes import GateRow, OutboxRow
@@ -33,7 +30,7 @@ GATE_LEASE_SECONDS: Final = 5.0
 class UnitOfWork:
     """One transaction; see `unit_of_work`."""
 
-    def __init__(self, connection: AsyncConnection, replica_id: str) -> None:
+    def __init__(self, connection: Connection, replica_id: str) -> None:
         self._connection = connection
         self._replica_id = replica_id
         self._loader = Loader(connection)
@@ -104,49 +101,47 @@ class UnitOfWork:
         """Put a message into the outbox."""
         self._outbox.append(row)
 
-    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[Row[Any]]:
+    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[Row]:
         """Cancel whatever of the run is not final; return step, block, branch and attempt of each."""
         await self.flush()
-        result = await self._connection.execute(writes.CANCEL_OPEN_STEPS, {"run_id": run_id, "now": now})
-        return result.all()
+        rows: Sequence[Row] = await self._connection.fetch(writes.CANCEL_OPEN_STEPS, run_id, now)
+        return rows
 
     async def flush(self) -> None:
         """Write what was collected, each kind of change with one statement."""
+        execute = self._connection.execute
         if self._new_runs:
-            await self._execute(writes.INSERT_RUNS, writes.new_run_columns(list(self._new_runs.values())))
+            await execute(writes.INSERT_RUNS, *writes.run_inserts(list(self._new_runs.values())))
             self._new_runs.clear()
         if self._new_steps:
-            await self._execute(writes.INSERT_STEPS, writes.step_columns(list(self._new_steps.values())))
+            await execute(writes.INSERT_STEPS, *writes.step_inserts(list(self._new_steps.values())))
             self._new_steps.clear()
         if self._changed_runs:
-            await self._execute(writes.UPDATE_RUNS, writes.run_changes(list(self._changed_runs.values())))
+            await execute(writes.UPDATE_RUNS, *writes.run_updates(list(self._changed_runs.values())))
             self._changed_runs.clear()
         if self._changed_steps:
-            await self._execute(writes.UPDATE_STEPS, writes.step_changes(list(self._changed_steps.values())))
+            await execute(writes.UPDATE_STEPS, *writes.step_updates(list(self._changed_steps.values())))
             self._changed_steps.clear()
         if self._joins:
-            runs, blocks = [run for run, _ in self._joins], [block for _, block in self._joins]
-            await self._execute(writes.JOIN_BLOCKS, {"runs": runs, "blocks": blocks})
+            await execute(writes.JOIN_BLOCKS, *(list(column) for column in zip(*self._joins, strict=True)))
             self._joins.clear()
-        await self._flush_gates()
-        await self._flush_outbox()
+        if self._gates:
+            await self._flush_gates()
+        if self._outbox:
+            await self._flush_outbox()
 
     async def _flush_gates(self) -> None:
-        if not self._gates:
-            return
-        columns: dict[str, Any] = {
-            "run_id": [gate.run_id for gate in self._gates],
-            "block_id": [gate.block_id for gate in self._gates],
-            "max_parallelism": [gate.max_parallelism for gate in self._gates],
-        }
-        await self._execute(writes.INSERT_GATES, {**columns, "holder": self._replica_id, "lease": GATE_LEASE_SECONDS})
+        columns = (
+            [gate.run_id for gate in self._gates],
+            [gate.block_id for gate in self._gates],
+            [gate.max_parallelism for gate in self._gates],
+        )
+        await self._connection.execute(writes.INSERT_GATES, *columns, self._replica_id, GATE_LEASE_SECONDS)
         self._gates.clear()
 
     async def _flush_outbox(self) -> None:
-        if not self._outbox:
-            return
         delays = [HAND_OVER_SECONDS if self._hand_over(row) else 0.0 for row in self._outbox]
-        await self._execute(writes.INSERT_OUTBOX, writes.outbox_columns(self._outbox, delays))
+        await self._connection.execute(writes.INSERT_OUTBOX, *writes.outbox_inserts(self._outbox, delays))
         self._outbox.clear()
 
     def _hand_over(self, row: OutboxRow) -> bool:
@@ -157,9 +152,6 @@ class UnitOfWork:
             return True
         self.left_in_outbox = True
         return False
-
-    async def _execute(self, statement: Any, parameters: Mapping[str, Any]) -> None:
-        await self._connection.execute(statement, parameters)
 
 
 @asynccontextmanager

@@ -113,6 +113,7 @@ def upgrade() -> None:
         sa.Column("branches_open", sa.Integer(), nullable=True),
         sa.Column("branches_failed", sa.Integer(), nullable=True),
         sa.Column("branches_dispatched", sa.Integer(), nullable=True),
+        sa.Column("branches_passed", sa.Integer(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("queued_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
@@ -133,6 +134,12 @@ def upgrade() -> None:
         ["due_at"],
         unique=False,
         postgresql_where=sa.text("due_at IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_step_executions_run_id_parent_step_id_position",
+        "step_executions",
+        ["run_id", "parent_step_id", "position"],
+        unique=False,
     )
     op.create_index(
         "uq_step_executions_task_id",

@@ -1,0 +1,82 @@
+"""The attempts that a worker holds, and the answers to those that it has finished."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from messaging.port import Consumer, Delivery
+from schemas.messages import AgentTask
+
+MAX_ANSWERS: Final = 1_000
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+
+
+class Held(NamedTuple):
+    """A delivery, and where to settle it."""
+
+    consumer: Consumer
+    delivery: Delivery
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A task from its first delivery here until its result is confirmed.
+
+    The same task may be delivered again meanwhile, because a connection was lost or because it was published twice.
+    All its deliveries are settled together in the end; for those of a lost connection that is a no-op.
+    """
+
+    task: AgentTask
+    held: list[Held]
+    on_settled: Callable[["Attempt"], None]  # called once, when its deliveries are acked
+    started_at: datetime | None = None  # None: it waits for its turn
+    answer: bytes | None = None  # its final report, once there is one
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was done about it yet, so that another worker may as well have it."""
+        return self.started_at is None and self.answer is None
+
+    @property
+    def earlier_deliveries(self) -> int:
+        """How often the broker had handed the task out before it came here."""
+        return self.held[0].delivery.earlier_deliveries
+
+    def start(self) -> datetime:
+        """Note that it starts now."""
+        self.started_at = datetime.now(UTC)
+        return self.started_at
+
+
+def by_consumer(held: Iterable[Held]) -> dict[Consumer, list[Delivery]]:
+    """Return the deliveries of each consumer, to be settled together."""
+    groups: dict[Consumer, list[Delivery]] = {}
+    for consumer, delivery in held:
+        groups.setdefault(consumer, []).append(delivery)
+    return groups
+
+
+class AnswerMemory:
+    """The last results, so that a task delivered again is answered without running again. Bounded twice."""
+
+    def __init__(self, max_answers: int = MAX_ANSWERS, max_bytes: int = MAX_ANSWER_BYTES) -> None:
+        self._max_answers = max_answers
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._bodies: OrderedDict[UUID, bytes] = OrderedDict()
+
+    def remember(self, task_id: UUID, body: bytes) -> None:
+        """Keep the result of a task; the oldest go when there are too many."""
+        self._bytes += len(body) - len(self._bodies.pop(task_id, b""))
+        self._bodies[task_id] = body
+        while len(self._bodies) > self._max_answers or self._bytes > self._max_bytes:
+            self._bytes -= len(self._bodies.popitem(last=False)[1])
+
+    def recall(self, task_id: UUID) -> bytes | None:
+        """Return the result of a task, if it is still known."""
+        if (body := self._bodies.get(task_id)) is not None:
+            self._bodies.move_to_end(task_id)
+        return body

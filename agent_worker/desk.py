@@ -1,0 +1,193 @@
+"""Where the tasks of all agents of one worker are worked on.
+
+The consumers bring deliveries here; the desk decides whether a task is new, runs it, and hands the report over. It
+knows a task from its first delivery until its result is confirmed (an open attempt), and its answer for a while after.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from agent_worker.attempts import AnswerMemory, Attempt, Held
+from agent_worker.context import AgentContext
+from agent_worker.execution import Executor, Outcome, task_ids
+from agent_worker.failures import worker_error
+from agent_worker.options import WorkerOptions
+from agent_worker.pulse import AttemptPulse, PulseTiming
+from agent_worker.registry import Agent, AgentRegistry
+from agent_worker.reporter import Report, Reporter
+from agent_worker.reports import ReportWriter
+from messaging.port import Broker
+from schemas.messages import AgentTask
+from schemas.statuses import ReportStatus
+from schemas.worker_codes import WorkerErrorCode
+
+SUSPECT_FROM: Final = 4  # earlier deliveries; even, so that two turns in opposite order follow
+LONGEST_SUSPENSE: Final = 2.0  # seconds
+
+log = structlog.get_logger(__name__)
+
+
+class Desk:
+    """What the consumers of one worker share."""
+
+    def __init__(self, broker: Broker, registry: AgentRegistry, options: WorkerOptions) -> None:
+        self.reporter = Reporter(broker, confirmed=self._close, too_large=self._too_large)
+        self._registry = registry
+        self._options = options
+        self._writer = ReportWriter(options.worker_id, options.max_result_bytes)
+        self._timing = PulseTiming(options.report_started_after, options.heartbeat_interval)
+        self._executor = Executor(cancel_grace=options.cancel_grace)
+        self._open: dict[UUID, Attempt] = {}
+        self._answers = AnswerMemory()
+        self._suspects = asyncio.Lock()
+
+    def admit(self, task: AgentTask, held: Held, on_settled: Callable[[Attempt], None]) -> Attempt | None:
+        """Open an attempt for a task and return it, or return None when one is open already and took the delivery.
+
+        An attempt without an answer is to be worked on. One that has an answer was finished here before; that answer
+        is on its way again.
+        """
+        if (known := self._open.get(task.task_id)) is not None:
+            self._attach(known, held)
+            return None
+        attempt = self._open[task.task_id] = Attempt(task, [held], on_settled)
+        if (answer := self._answers.recall(task.task_id)) is not None:
+            log.info("A task came again; it is answered from memory", action="answered_from_memory", **task_ids(task))
+            self._send_final(attempt, answer)
+        return attempt
+
+    def drop(self, attempt: Attempt) -> None:
+        """Forget an attempt without a result: its deliveries go back to the broker."""
+        del self._open[attempt.task.task_id]
+
+    async def work(self, attempt: Attempt) -> None:
+        """Run the attempt and have its result sent; cancelled, it sends nothing."""
+        count = attempt.earlier_deliveries
+        if count >= self._options.max_deliveries:
+            self._finish(attempt, _came_too_often(count))
+        elif count >= SUSPECT_FROM:
+            await self._answer_suspect(attempt, count)
+        else:
+            await self._answer(attempt)
+
+    def close(self) -> None:
+        """Let go of idle threads."""
+        self._executor.close()
+
+    async def _answer_suspect(self, attempt: Attempt, count: int) -> None:
+        """Work on a task that keeps coming back: it may be one that kills its process.
+
+        Its neighbours come back with it each time and look the same. So suspects run one at a time, in turns that make
+        sure that each neighbour gets done before the guilty one is failed for its number of deliveries.
+        """
+        log.warning(
+            "A task came back often; it runs alone", action="suspect_task", deliveries=count, **task_ids(attempt.task)
+        )
+        await asyncio.sleep(LONGEST_SUSPENSE * turn(attempt.task.task_id, count))
+        async with self._suspects:
+            settled = asyncio.Event()
+            tell, attempt.on_settled = attempt.on_settled, lambda _: settled.set()
+            await self._answer(attempt)
+            await settled.wait()
+        tell(attempt)
+
+    async def _answer(self, attempt: Attempt) -> None:
+        agent = self._registry.get(attempt.task.agent_name)
+        if agent is None:
+            self._finish(attempt, _unknown_agent(attempt.task, self._registry))
+            return
+        attempt.start()
+        self._finish(attempt, await self._outcome(agent, attempt))
+
+    async def _outcome(self, agent: Agent, attempt: Attempt) -> Outcome:
+        pulse = AttemptPulse(lambda status: self._sign_of_life(attempt, status), self._timing)
+        try:
+            context = self._context(attempt.task, pulse) if agent.signature.context_name else None
+            return await self._executor.execute(agent, attempt.task, context)
+        except Exception as error:
+            log.exception("The worker failed, not the agent", action="worker_bug", **task_ids(attempt.task))
+            return _bug(error)
+        finally:
+            pulse.stop()
+
+    def _context(self, task: AgentTask, pulse: AttemptPulse) -> AgentContext:
+        return AgentContext(
+            agent_name=task.agent_name,
+            run_id=task.run_id,
+            step_id=task.step_id,
+            task_id=task.task_id,
+            attempt=task.attempt,
+            parent_step_id=task.parent_step_id,
+            branch_name=task.branch_name,
+            worker_id=self._options.worker_id,
+            pulse=pulse,
+        )
+
+    def _sign_of_life(self, attempt: Attempt, status: ReportStatus) -> None:
+        body = self._writer.sign_of_life(attempt.task, status, attempt.started_at or attempt.start())
+        self.reporter.send(Report(attempt, body, final=False))
+
+    def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            log.warning(
+                "An attempt failed",
+                action="attempt_failed",
+                error_type=outcome.error.type,
+                error=outcome.error.message,
+                **task_ids(attempt.task),
+            )
+        self._send_final(attempt, self._writer.final(attempt.task, outcome, attempt.started_at))
+
+    def _send_final(self, attempt: Attempt, body: bytes) -> None:
+        attempt.answer = body
+        self.reporter.send(Report(attempt, body, final=True))
+
+    def _attach(self, attempt: Attempt, held: Held) -> None:
+        attempt.held.append(held)
+        log.warning(
+            "A task came again while it is in progress here; it is not started twice. Was the connection lost, or is "
+            "the broker's consumer_timeout shorter than the task?",
+            action="attached_to_attempt",
+            **task_ids(attempt.task),
+        )
+
+    def _close(self, report: Report) -> None:
+        del self._open[report.attempt.task.task_id]
+        self._answers.remember(report.attempt.task.task_id, report.body)
+
+    def _too_large(self, report: Report) -> Report:
+        attempt = report.attempt
+        body = self._writer.refused_by_broker(attempt.task, len(report.body), attempt.started_at)
+        return Report(attempt, body, final=True)
+
+
+def turn(task_id: UUID, deliveries: int) -> float:
+    """Return how long a suspect waits for its turn, as a share of the longest time.
+
+    After an even number of deliveries and the odd one that follows the order of any two tasks is opposite. So whichever
+    of them kills the process, the other goes first in one of the two.
+    """
+    share = zlib.crc32(task_id.bytes + (deliveries // 2).to_bytes(8)) / 2**32
+    return share if deliveries % 2 == 0 else 1 - share
+
+
+def _unknown_agent(task: AgentTask, registry: AgentRegistry) -> Outcome:
+    message = f'this worker has no agent "{task.agent_name}"; it has {", ".join(registry.names)}'
+    return Outcome(error=worker_error(WorkerErrorCode.UNKNOWN_AGENT, message))
+
+
+def _came_too_often(count: int) -> Outcome:
+    message = (
+        f"the task was delivered {count} times and came back each time, as when the agent ends its own process or "
+        "takes longer than the broker's consumer_timeout; it is not run again"
+    )
+    return Outcome(error=worker_error(WorkerErrorCode.TOO_MANY_DELIVERIES, message, retryable=False))
+
+
+def _bug(error: Exception) -> Outcome:
+    return Outcome(error=worker_error(WorkerErrorCode.INTERNAL_ERROR, f"a bug in the worker: {error!r}"))

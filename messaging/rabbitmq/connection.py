@@ -1,0 +1,228 @@
+"""One connection to RabbitMQ that comes back by itself.
+
+Whoever uses it asks for the present `Session` and waits where there is none. So nobody has to be told of a reconnect:
+publisher and consumers notice that their channel ended, and open the next one as they opened the first.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, cast
+
+import aio_pika
+import structlog
+from aiormq import Channel
+from aiormq.abc import AbstractConnection
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from yarl import URL
+
+from messaging.port import BrokerUnavailable
+from messaging.rabbitmq.backoff import Pauses, backoff, failure_text, is_worth_a_line
+from messaging.rabbitmq.failures import ChannelLost, ConnectionRefused, connecting, reason, using_channel
+from messaging.rabbitmq.tolerance import tolerate_unreadable_properties
+from messaging.rabbitmq.writer import FrameWriter
+
+log = structlog.get_logger(__name__)
+
+_CONNECT_TIMEOUT: Final = 15.0  # seconds for one attempt
+# aiormq's buffer between socket and channel: with its own 10 the two tasks change turns every third message.
+_FRAME_BUFFER: Final = 1_000
+
+OnConnected = Callable[["Session"], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A live connection."""
+
+    connection: AbstractConnection
+    writer: FrameWriter
+
+    async def open_channel(self, *, confirms: bool = False) -> Channel:
+        """Open a channel. Raises ChannelLost when the connection ends meanwhile."""
+        with using_channel("opening a channel"):
+            channel = await self.connection.channel(publisher_confirms=confirms, frame_buffer_size=_FRAME_BUFFER)
+        return cast("Channel", channel)  # annotated with its abstract class
+
+    @asynccontextmanager
+    async def throw_away_channel(self) -> AsyncIterator[Channel]:
+        """Open a channel for what may fail: a 404, 405 or 406 closes the channel on which it happens."""
+        channel = await self.open_channel()
+        try:
+            yield channel
+        finally:
+            await close_channel(channel)
+
+
+class Connection:
+    """Keeps one connection alive between `start` and `close`.
+
+    Args:
+        url: Where to connect, password included; it is never shown.
+        name: Shown in RabbitMQ's management and in our logs.
+        heartbeat: Seconds; about three times as long until a dead peer is noticed.
+        on_connected: Called with each new session before anybody else gets it.
+    """
+
+    def __init__(self, url: URL, *, name: str, heartbeat: int, on_connected: OnConnected | None = None) -> None:
+        self._url = url.update_query(heartbeat=heartbeat)
+        self._name = name
+        self._on_connected = on_connected
+        self._session: Session | None = None
+        self._changed = asyncio.Event()  # there is a session, or there will never be one
+        self._keeper: asyncio.Task[None] | None = None
+        self._started = False
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session right now."""
+        return self._session is not None
+
+    @property
+    def address(self) -> str:
+        """Host, port and vhost, for messages."""
+        return f"{self._url.host}:{self._url.port or self._default_port} (vhost {self._url.path.lstrip('/') or '/'})"
+
+    async def start(self) -> None:
+        """Connect, and keep trying until it works. Raises ConnectionRefused where waiting does not help."""
+        if self._started:
+            return
+        self._started = True
+        tolerate_unreadable_properties()
+        try:
+            opened = await self._connect(endless=False)
+        except BaseException:
+            self._started = False
+            raise
+        log.info("Connected to the broker", action="broker_connected", connection=self._name, broker=self.address)
+        self._keeper = asyncio.create_task(self._keep(opened), name=f"keep {self._name}")
+
+    async def session(self) -> Session:
+        """Return the present session; wait for the next one where there is none.
+
+        Raises:
+            BrokerUnavailable: `start` was not called, or `close` was.
+        """
+        while self._session is None:
+            if self._closed or not self._started:
+                raise BrokerUnavailable(
+                    f'connection "{self._name}" is not open: it is used between connect() and close()'
+                )
+            await self._changed.wait()
+        return self._session
+
+    async def close(self) -> None:
+        """Close for good; whoever waits for a session gets BrokerUnavailable."""
+        self._closed = True
+        self._changed.set()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+
+    @property
+    def _default_port(self) -> int:
+        return 5671 if self._url.scheme == "amqps" else 5672
+
+    async def _keep(self, opened: aio_pika.Connection) -> None:
+        pauses = Pauses()
+        while True:
+            opened_at = time.monotonic()
+            try:
+                why = await self._lost(opened)
+            finally:
+                await self._dispose(opened)
+            lost_at = time.monotonic()
+            log.warning(
+                "The connection to the broker was lost; reconnecting",
+                action="broker_connection_lost",
+                connection=self._name,
+                broker=self.address,
+                reason=why,
+            )
+            # Never at once: a broker that restarts gets all its clients back at the same time.
+            await asyncio.sleep(pauses.after(lost_at - opened_at))
+            opened = await self._connect(endless=True)
+            log.info(
+                "The connection to the broker is restored",
+                action="broker_connection_restored",
+                connection=self._name,
+                broker=self.address,
+                seconds=round(time.monotonic() - lost_at, 1),
+            )
+
+    async def _connect(self, *, endless: bool) -> aio_pika.Connection:
+        def helps(error: BaseException) -> bool:
+            if endless:  # nobody is there to be told of an error, and nobody else would connect again
+                return isinstance(error, Exception)
+            return isinstance(error, BrokerUnavailable) and not isinstance(error, ConnectionRefused)
+
+        retrying = AsyncRetrying(
+            wait=backoff(),
+            retry=retry_if_exception(helps),
+            before_sleep=self._log_failure,
+            reraise=True,
+        )
+        return await retrying(self._connect_once)
+
+    async def _connect_once(self) -> aio_pika.Connection:
+        opened = aio_pika.Connection(self._url, client_properties={"connection_name": self._name})
+        try:
+            with connecting(f"RabbitMQ at {self.address}"):
+                await opened.connect(timeout=_CONNECT_TIMEOUT)
+            await self._welcome(opened)
+        except BaseException:
+            await self._dispose(opened)
+            raise
+        return opened
+
+    async def _welcome(self, opened: aio_pika.Connection) -> None:
+        connection = _underlying(opened)
+        session = Session(connection, FrameWriter(connection))
+        try:
+            if self._on_connected is not None:
+                await self._on_connected(session)
+        except BaseException:
+            session.writer.stop()
+            raise
+        self._session = session
+        self._changed.set()
+
+    async def _lost(self, opened: aio_pika.Connection) -> str:
+        closing = _underlying(opened).closing
+        await asyncio.wait([closing])
+        return "cancelled" if closing.cancelled() else reason(closing.exception())
+
+    async def _dispose(self, opened: aio_pika.Connection) -> None:
+        session, self._session = self._session, None
+        if not self._closed:
+            self._changed.clear()
+        if session is not None:
+            session.writer.stop()
+        with suppress(Exception):
+            await opened.close()
+
+    def _log_failure(self, state: RetryCallState) -> None:
+        if is_worth_a_line(state):
+            log.warning(
+                "The broker cannot be reached; trying again",
+                action="broker_unreachable",
+                connection=self._name,
+                attempt=state.attempt_number,
+                error=failure_text(state),
+            )
+
+
+async def close_channel(channel: Channel) -> None:
+    """Close a channel, whatever state it is in."""
+    with suppress(ChannelLost), using_channel("closing a channel"):
+        await channel.close()
+
+
+def _underlying(opened: aio_pika.Connection) -> AbstractConnection:
+    transport = opened.transport
+    if transport is None:
+        raise ChannelLost("the connection ended while it was made")
+    return transport.connection

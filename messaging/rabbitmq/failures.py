@@ -1,0 +1,113 @@
+"""What goes wrong between aiormq and us, in the port's words.
+
+BrokerError
+├── BrokerUnavailable
+│   ├── ConnectionRefused   wrong credentials or no such vhost: waiting does not help
+│   ├── ChannelLost         a channel or its connection ended in the middle: trying again helps
+│   └── AccessRefused       our user may not do this
+├── TopologyMismatch        406, 405
+└── QueueMissing            404
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
+
+from messaging.port import BrokerUnavailable, QueueMissing, TopologyMismatch
+
+
+class ConnectionRefused(BrokerUnavailable):
+    """The broker was reached and refused us."""
+
+
+class ChannelLost(BrokerUnavailable):
+    """The channel or its connection ended while something was under way."""
+
+
+class AccessRefused(BrokerUnavailable):
+    """The broker does not permit this to our user."""
+
+
+@contextmanager
+def connecting(to: str) -> Iterator[None]:
+    """Translate what connecting raises.
+
+    Args:
+        to: The broker's address and vhost, without the password.
+
+    Raises:
+        ConnectionRefused: Neither waiting nor trying again helps.
+        BrokerUnavailable: It cannot be reached at the moment.
+    """
+    try:
+        yield
+    except (ProbableAuthenticationError, AuthenticationError) as error:
+        raise ConnectionRefused(f"{to} refused the user name or the password: {error}") from error
+    except InvalidFrameError as error:
+        # aiormq does not tell why connection.open was refused: it only says which frame it did not expect.
+        if "Connection.Close" not in str(error):
+            raise BrokerUnavailable(f"{to} does not speak AMQP 0-9-1: {error}") from error
+        raise ConnectionRefused(
+            f"{to} refused the vhost: it does not exist, our user may not use it, or it takes no more connections "
+            "(the broker's log says which)"
+        ) from error
+    except (AMQPError, OSError, RuntimeError) as error:
+        raise BrokerUnavailable(f"{to} cannot be reached: {reason(error)}") from error
+    except asyncio.CancelledError as error:
+        _raise_if_ours(error)
+        raise BrokerUnavailable(f"{to} cannot be reached: the connection ended while it was made") from error
+
+
+@contextmanager
+def using_channel(what: str) -> Iterator[None]:
+    """Translate what a call on a channel raises.
+
+    Args:
+        what: What is being done, and to what: the beginning of the message.
+
+    Raises:
+        TopologyMismatch: The thing exists otherwise, or belongs to another connection.
+        QueueMissing: It does not exist.
+        AccessRefused: Our user may not.
+        ChannelLost: The channel or the connection ended.
+    """
+    try:
+        yield
+    except (ChannelPreconditionFailed, ChannelLockedResource) as error:
+        raise TopologyMismatch(f"{what} was refused; RabbitMQ says: {reason(error)}") from error
+    except ChannelNotFoundEntity as error:
+        raise QueueMissing(f"{what} failed; RabbitMQ says: {reason(error)}") from error
+    except ChannelAccessRefused as error:
+        raise AccessRefused(f"{what} is not permitted; RabbitMQ says: {reason(error)}") from error
+    except (AMQPError, OSError, RuntimeError) as error:  # RuntimeError: what aiormq raises on closed channels
+        raise ChannelLost(f"{what} was cut off: {reason(error)}") from error
+    except asyncio.CancelledError as error:
+        _raise_if_ours(error)
+        raise ChannelLost(f"{what} was cut off: the connection was lost") from error
+
+
+def reason(error: BaseException | None) -> str:
+    """Return what *error* says, in one line; some of aiormq's errors say nothing but their name."""
+    if error is None:
+        return "closed"
+    text = " ".join(str(argument) for argument in error.args if argument is not None) or str(error)
+    return text or type(error).__name__
+
+
+def _raise_if_ours(error: asyncio.CancelledError) -> None:
+    # aiormq cancels whoever waits when a connection dies of missed heartbeats. Only a task that somebody
+    # cancelled counts cancellations.
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise error

@@ -1,0 +1,85 @@
+"""Logging for both services: structlog through the standard library to stderr.
+
+Each line is a constant sentence with an ``action`` slug and fields, for people (console) or programs (one JSON object
+a line).
+"""
+
+import logging
+import sys
+from enum import StrEnum
+from typing import Final
+
+import structlog
+from structlog.typing import Processor
+
+# They log every reconnect with a traceback, and whole frames when asked for more.
+_NOISY_LOGGERS: Final = ("aio_pika", "aiormq")
+
+
+class LogLevel(StrEnum):
+    """From which severity on lines are written."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+    CRITICAL = "CRITICAL"
+
+
+class LogFormat(StrEnum):
+    """How a line looks."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+def configure_logging(level: LogLevel = LogLevel.INFO, format: LogFormat | None = None) -> None:
+    """Send structlog's and the standard library's lines to stderr. To be called once, by a command.
+
+    Args:
+        level: The lowest severity that is written.
+        format: By default console on a terminal and JSON elsewhere.
+    """
+    number = logging.getLevelNamesMapping()[level]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(format or _format_for_stderr()))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    structlog.configure(
+        processors=[*_shared_processors(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _format_for_stderr() -> LogFormat:
+    return LogFormat.CONSOLE if sys.stderr.isatty() else LogFormat.JSON
+
+
+def _shared_processors() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _formatter(format: LogFormat) -> logging.Formatter:
+    match format:
+        case LogFormat.CONSOLE:
+            # tracebacks without the values of local variables: those may be secrets
+            colors = sys.stderr.isatty()
+            renderer: list[Processor] = [
+                structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+            ]
+        case LogFormat.JSON:
+            renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*_shared_processors(), structlog.stdlib.ExtraAdder()],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+    )

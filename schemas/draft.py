@@ -1,0 +1,121 @@
+"""A workflow document as its author probably meant it.
+
+One mistake should give one problem. So before shape and graph are checked, defaults are filled in, misspelt fields are
+put where they belong, unknown ones are taken out, and each such repair is noted as a problem.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+from schemas.display import Place, kind, listed, place_text, quoted
+from schemas.errors import Problem
+from schemas.suggestions import nearest
+from schemas.workflow import AgentStep, ParallelStep, Workflow
+
+AGENT: Final = "agent"
+PARALLEL: Final = "parallel"
+
+_FOREIGN_TO: Final[Mapping[str, frozenset[str]]] = {
+    AGENT: frozenset(ParallelStep.model_fields.keys() - AgentStep.model_fields.keys()),
+    PARALLEL: frozenset(AgentStep.model_fields.keys() - ParallelStep.model_fields.keys()),
+}
+_nearest: Final = lru_cache(maxsize=1000)(nearest)  # the same mistake tends to be in every step
+_OTHER_KIND: Final = {AGENT: "a parallel step", PARALLEL: "an agent step"}
+_STEP_FIELDS: Final = tuple(dict.fromkeys([*AgentStep.model_fields, *ParallelStep.model_fields]))
+_WORKFLOW_FIELDS: Final = tuple(Workflow.model_fields)
+
+
+@dataclass(slots=True)
+class Draft:
+    """What was read, and what had to be repaired."""
+
+    document: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    removed: dict[str, list[Any]] = field(default_factory=dict)  # by step: values of fields that it cannot have
+    guessed_types: set[str] = field(default_factory=set)  # steps whose type could not be read
+
+    @property
+    def steps(self) -> Mapping[str, Any]:
+        """The steps by id; a value that is no object stands as it was given."""
+        steps = self.document.get("steps")
+        return steps if isinstance(steps, dict) else {}
+
+
+def read_draft(document: Mapping[str, Any]) -> Draft:
+    """Return *document* with its defaults filled in and its misspellings put right."""
+    draft = Draft()
+    fields, _ = _spelled(draft, document, _WORKFLOW_FIELDS, ())
+    if "name" in fields:
+        fields.setdefault("workflow_id", fields["name"])
+    if isinstance(fields.get("steps"), dict):
+        fields["steps"] = {
+            key: _read_step(draft, key, step) if isinstance(step, dict) else step
+            for key, step in fields["steps"].items()
+        }
+    draft.document = fields
+    return draft
+
+
+def _read_step(draft: Draft, key: str, step: Mapping[str, Any]) -> dict[str, Any]:
+    place: Place = ("steps", key)
+    fields, removed = _spelled(draft, step, _STEP_FIELDS, place)
+    fields.setdefault("id", key)
+    fields["type"] = _read_type(draft, key, fields)
+    for name in [name for name in fields if name in _FOREIGN_TO[fields["type"]]]:
+        message = f"only {_OTHER_KIND[fields['type']]} has the field {quoted(name)}"
+        draft.problems.append(Problem(place_text((*place, name)), "unknown_field", message))
+        removed.append(fields.pop(name))
+    if removed:
+        draft.removed[key] = removed
+    return fields
+
+
+def _spelled(
+    draft: Draft, raw: Mapping[str, Any], known: Iterable[str], place: Place
+) -> tuple[dict[str, Any], list[Any]]:
+    """Return *raw* with the names that are *known*, and the values that no known name could be found for."""
+    fields: dict[str, Any] = {}
+    removed: list[Any] = []
+    for name, value in raw.items():
+        if name in known:
+            fields[name] = value
+            continue
+        free = tuple(candidate for candidate in known if candidate not in raw and candidate not in fields)
+        meant = _nearest(name, free)
+        foreign = _FOREIGN_TO.get(str(raw.get("type", AGENT)), frozenset())
+        offered = [] if meant is not None else [candidate for candidate in free if candidate not in foreign]
+        draft.problems.append(_unknown_field((*place, name), meant, offered))
+        if meant is None:
+            removed.append(value)
+        else:
+            fields[meant] = value
+    return fields, removed
+
+
+def _unknown_field(place: Place, meant: str | None, offered: list[str]) -> Problem:
+    what = "step" if len(place) > 1 else "workflow"
+    others = f"; it may also have {listed(offered)}" if offered else ""
+    return Problem(place_text(place), "unknown_field", f"a {what} has no field {quoted(str(place[-1]))}{others}", meant)
+
+
+def _read_type(draft: Draft, key: str, fields: Mapping[str, Any]) -> str:
+    likely = PARALLEL if "parallel_steps" in fields and "agent_name" not in fields else AGENT
+    place = place_text(("steps", key, "type"))
+    if "type" not in fields:
+        if likely == PARALLEL:
+            message = 'a step with "parallel_steps" is a block and says so with its type'
+            draft.problems.append(Problem(place, "missing_field", message, PARALLEL))
+        return likely
+    given = fields["type"]
+    if isinstance(given, str) and given in _FOREIGN_TO:
+        return given
+    meant = nearest(given, tuple(_FOREIGN_TO)) if isinstance(given, str) else None
+    shown = quoted(given) if isinstance(given, str) else kind(given)
+    draft.problems.append(
+        Problem(place, "unknown_type", f'a step is of type "agent" or "parallel", not {shown}', meant)
+    )
+    if meant is None:
+        draft.guessed_types.add(key)
+    return meant or likely

@@ -1,0 +1,88 @@
+"""The references in `input_mapping`: whether each leads to a step that has run before."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from schemas.display import cut, place_text, quoted
+from schemas.draft import Draft
+from schemas.errors import Problem
+from schemas.flow import Flow
+from schemas.graph import preceding
+from schemas.references import PlacedReference, read_template
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A reference in the mapping of one step to an earlier one, as far as can be told without the graph."""
+
+    user: str
+    used: str
+    placed: PlacedReference
+
+
+def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
+    """Return what is wrong with the references of all steps."""
+    problems: list[Problem] = []
+    uses: list[_Use] = []
+    for step_id, step in draft.steps.items():
+        mapping = step.get("input_mapping") if isinstance(step, dict) else None
+        if not mapping or not isinstance(mapping, dict):
+            continue
+        template = read_template(mapping, ("steps", step_id, "input_mapping"))
+        problems.extend(template.problems)
+        for placed in template.references:
+            if placed.reference.step is None:
+                continue
+            use = _Use(step_id, placed.reference.step, placed)
+            problem = _plain_problem(flow, use)
+            if problem is None:
+                uses.append(use)
+            else:
+                problems.append(problem)
+    problems.extend(_order_problems(flow, uses))
+    return problems
+
+
+def _plain_problem(flow: Flow, use: _Use) -> Problem | None:
+    """Return what can be told without looking at the whole graph."""
+    block = flow.block_of.get(use.user)
+    used = quoted(use.used)
+    if use.used not in flow.steps:
+        return _problem(use, "reference_to_unknown_step", f"there is no step {used}", flow.names.nearest(use.used))
+    if use.used == use.user:
+        return _problem(use, "reference_to_itself", "a step cannot refer to itself")
+    if use.used == block:
+        return _problem(
+            use, "reference_to_own_block", f"block {used} is done only after all its branches, this one too"
+        )
+    if block is not None and flow.block_of.get(use.used) == block:
+        return _problem(
+            use,
+            "reference_between_siblings",
+            f"{used} runs at the same time, in the same block {quoted(block)}; only steps behind the block can use it",
+        )
+    return None
+
+
+def _order_problems(flow: Flow, uses: list[_Use]) -> Iterator[Problem]:
+    """Yield a problem for each use of a step that comes before the user on no path from the start.
+
+    Where a step cannot be reached at all, that is the problem. Where an edge could not be read, only a step that is
+    known to come behind is too late.
+    """
+    placed = [(use, flow.node_of(use.used), flow.node_of(use.user)) for use in uses]
+    placed = [(use, used, user) for use, used, user in placed if used in flow.reached and user in flow.reached]
+    successors = flow.successors(guessed=True)
+    before = preceding([(used, user) for _, used, user in placed], successors)
+    late = [(use, used, user) for use, used, user in placed if (used, user) not in before]
+    if flow.start is None or flow.reached & flow.blurred:
+        behind = preceding([(user, used) for _, used, user in late], successors)
+        late = [(use, used, user) for use, used, user in late if (user, used) in behind]
+    for use, _, _ in late:
+        message = f"{quoted(use.used)} does not run before {quoted(use.user)} on any path from the start"
+        yield _problem(use, "reference_to_later_step", message)
+
+
+def _problem(use: _Use, code: str, message: str, suggestion: str | None = None) -> Problem:
+    text = cut(use.placed.reference.text)
+    return Problem(place_text(use.placed.place), code, f"{text}: {message}", suggestion)

@@ -1,0 +1,105 @@
+"""Whether a workflow document is right: all problems at once, each with its place.
+
+The document is read leniently (`schemas.draft`), its shape is checked by pydantic (`schemas.workflow`), its graph by
+`schemas.flow` and its references by `schemas.mappings`. One broken step does not hide what is wrong with the rest.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from schemas.display import kind, place_text
+from schemas.draft import Draft, read_draft
+from schemas.errors import JsonRefused, Problem, WorkflowInvalid
+from schemas.flow import read_flow
+from schemas.json_text import check_json
+from schemas.mappings import mapping_problems
+from schemas.shapes import shape_problem
+from schemas.workflow import Workflow
+
+_STEP_TAG: Final = 2  # where pydantic puts the step's type into a place: steps, id, type, field
+_STEP_FIELD: Final = 3
+_POINTERS: Final = frozenset({"start_step", "next_step", "on_failure", "parallel_steps"})
+
+
+def validate_workflow(document: object) -> list[Problem]:
+    """Return all that is wrong with *document*; nothing means that `parse_workflow` takes it."""
+    return _examine(document)[1]
+
+
+def parse_workflow(document: object) -> Workflow:
+    """Return *document* as a workflow, with its defaults filled in.
+
+    Raises:
+        WorkflowInvalid: It has problems; all of them are listed.
+    """
+    workflow, problems = _examine(document)
+    if workflow is None or problems:
+        raise WorkflowInvalid(problems)
+    return workflow
+
+
+def _examine(document: object) -> tuple[Workflow | None, list[Problem]]:
+    if not isinstance(document, dict):
+        return None, [Problem("", "not_an_object", f"a workflow document is an object, and this is {kind(document)}")]
+    try:
+        check_json(document)
+    except JsonRefused as error:
+        return None, [error.problem]
+    draft = read_draft(document)
+    workflow, shape = _check_shape(draft)
+    problems = [*draft.problems, *shape]
+    if draft.steps:
+        flow = read_flow(draft)
+        problems += [*flow.problems, *mapping_problems(draft, flow)]
+    return workflow, problems
+
+
+def _check_shape(draft: Draft) -> tuple[Workflow | None, list[Problem]]:
+    try:
+        return Workflow.model_validate(draft.document), list(_mismatched_ids(draft))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        problems = [_worded(detail) for detail in details if not _is_echo(detail, draft)]
+        return None, [*problems, *_mismatched_ids(draft)]
+
+
+def _worded(detail: ErrorDetails) -> Problem:
+    loc = detail["loc"]
+    if loc[0] == "steps" and len(loc) > _STEP_FIELD:
+        loc = loc[:_STEP_TAG] + loc[_STEP_FIELD:]
+    problem = shape_problem({**detail, "loc": loc})
+    match loc:
+        case ("steps", _, "parallel_steps") if problem.code == "empty":
+            return Problem(problem.place, "empty_block", "a block needs at least one branch")
+        case ("steps",) if problem.code == "empty":
+            return Problem(problem.place, "no_steps", "a workflow needs at least one step")
+        case _:
+            return problem
+
+
+def _is_echo(detail: ErrorDetails, draft: Draft) -> bool:
+    """Tell whether another problem says the same already."""
+    match detail["loc"]:
+        case ("workflow_id",):
+            # It was filled in from the name, or could not be.
+            return draft.document.get("workflow_id") == draft.document.get("name")
+        case ("steps", str(), "agent" | "parallel", "id"):
+            return detail["type"] == "bad_name"  # said of the key, or it differs from the key
+        case ("steps", str(key), "agent" | "parallel", _) if detail["type"] == "missing":
+            return key in draft.guessed_types
+        case ("start_step",) | ("steps", str(), "agent" | "parallel", *_) as loc:
+            # A name that no step can have is an unknown step.
+            return detail["type"] == "string_pattern_mismatch" and not _POINTERS.isdisjoint(loc)
+        case _:
+            return False
+
+
+def _mismatched_ids(draft: Draft) -> Iterator[Problem]:
+    for key, step in draft.steps.items():
+        given = step["id"] if isinstance(step, dict) else key
+        if given != key and isinstance(given, str):
+            message = "the id is not the key under which the step stands; it may be left out"
+            yield Problem(place_text(("steps", key, "id")), "id_differs_from_key", message, key)

@@ -1,0 +1,321 @@
+"""What only the RabbitMQ adapter can get wrong: refusals, stalls, other clients' messages, secrets in logs."""
+
+import asyncio
+import struct
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiormq
+import pytest
+from aiormq.abc import ChannelFrame
+from pamqp import commands
+from pamqp.frame import marshal
+from structlog.testing import capture_logs
+from yarl import URL
+
+from messaging.port import (
+    Binding,
+    Broker,
+    BrokerUnavailable,
+    DeadLetterReason,
+    Delivery,
+    Exchange,
+    ExchangeKind,
+    OutgoingMessage,
+    PublishOutcome,
+    Queue,
+    QueueKind,
+    QueueMissing,
+    TopologyMismatch,
+)
+from messaging.rabbitmq import RabbitmqBroker
+from messaging.topology import DEAD_LETTERS_EXCHANGE, DEAD_LETTERS_QUEUE
+from tests.conftest import Eventually
+from tests.contract.backends import RabbitmqBackend
+from tests.services.management import Management
+from tests.services.rabbitmq import RabbitMQ
+
+CONFIRMED, RETURNED, UNKNOWN = PublishOutcome.CONFIRMED, PublishOutcome.RETURNED, PublishOutcome.UNKNOWN
+WORK = Queue("work", QueueKind.QUORUM)
+TOPIC = Exchange("topic", ExchangeKind.TOPIC)
+
+
+@pytest.fixture
+async def backend(amqp_url: str) -> AsyncIterator[RabbitmqBackend]:
+    backend = RabbitmqBackend(amqp_url)
+    await backend.start()
+    yield backend
+    await backend.close()
+
+
+@pytest.fixture
+async def broker(backend: RabbitmqBackend) -> Broker:
+    return await backend.client()
+
+
+@pytest.fixture
+def management(rabbitmq: RabbitMQ) -> Management:
+    if rabbitmq.management is None:
+        pytest.skip("needs RabbitMQ's management API")
+    return rabbitmq.management
+
+
+@dataclass(frozen=True)
+class User:
+    """A user of the broker, made for one test."""
+
+    name: str
+    url: str
+
+
+MakeUser = Callable[..., User]
+
+
+@pytest.fixture
+def make_user(amqp_url: str, management: Management) -> Iterator[MakeUser]:
+    names: list[str] = []
+
+    def make(*, configure: str) -> User:
+        name = f"user-{uuid.uuid4().hex[:8]}"
+        management.call("PUT", f"/users/{name}", {"password": "pw", "tags": ""})
+        names.append(name)
+        rights = {"configure": configure, "write": ".*", "read": ".*"}
+        management.call("PUT", f"/permissions/{URL(amqp_url).path.lstrip('/')}/{name}", rights)
+        return User(name, str(URL(amqp_url).with_user(name).with_password("pw")))
+
+    yield make
+    for name in names:
+        management.call("DELETE", f"/users/{name}")
+
+
+def message(routing_key: str = "work", body: bytes = b"{}", **fields: Any) -> OutgoingMessage:
+    complete = {"exchange": "", "type": "AgentTask", "message_id": str(uuid.uuid4())} | fields
+    return OutgoingMessage(routing_key=routing_key, body=body, **complete)
+
+
+async def take_one(broker: Broker, queue: Queue) -> Delivery:
+    """Consume *queue*, return its first delivery and leave it unsettled."""
+    consumer = await broker.consume(queue, prefetch=1)
+    async with asyncio.timeout(15):
+        [delivery] = await consumer.receive(1)
+    return delivery
+
+
+# Connecting
+
+
+async def test_wrong_credentials_are_refused_at_once_and_not_shown(amqp_url: str) -> None:
+    broker = RabbitmqBroker(str(URL(amqp_url).with_password("the-secret")), name="test")
+    with capture_logs() as lines:
+        async with asyncio.timeout(10):
+            with pytest.raises(BrokerUnavailable, match="password") as refusal:
+                await broker.connect()
+    assert not broker.connected
+    assert "the-secret" not in f"{refusal.value!r} {refusal.value.__cause__!r} {lines}"
+
+
+async def test_a_vhost_that_does_not_exist_is_refused_at_once(amqp_url: str) -> None:
+    broker = RabbitmqBroker(str(URL(amqp_url).with_path("/no-such-vhost")), name="test")
+    async with asyncio.timeout(10):
+        with pytest.raises(BrokerUnavailable, match=r"vhost no-such-vhost.*does not exist"):
+            await broker.connect()
+    with pytest.raises(BrokerUnavailable):
+        await broker.check_queue("work")
+
+
+async def test_waiting_for_a_broker_that_is_away_can_be_cancelled(backend: RabbitmqBackend) -> None:
+    await backend.stop()
+    broker = backend.unconnected_client()
+    with capture_logs() as lines, pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await broker.connect()
+    assert [line["action"] for line in lines] == ["broker_unreachable"]
+    assert not broker.connected
+
+
+async def test_one_line_says_that_a_connection_was_lost_and_one_that_it_is_restored(
+    backend: RabbitmqBackend, broker: Broker, eventually: Eventually
+) -> None:
+    await broker.consume(WORK, prefetch=1)
+    with capture_logs() as lines:
+        await backend.cut()
+        await eventually(lambda: "consumer_restored" in actions(lines))
+        await eventually(lambda: actions(lines).count("broker_connection_restored") == 2)
+    assert sorted(actions(lines)) == [
+        "broker_connection_lost",
+        "broker_connection_lost",
+        "broker_connection_restored",
+        "broker_connection_restored",
+        "consumer_restored",
+    ]
+    assert "guest:guest" not in str(lines)
+
+
+async def test_a_connection_that_the_broker_closes_is_restored(
+    make_user: MakeUser, management: Management, eventually: Eventually
+) -> None:
+    user = make_user(configure=".*")
+    broker = RabbitmqBroker(user.url, name="test")
+    await broker.connect()
+    consumer = await broker.consume(WORK, prefetch=1)
+    assert await broker.publish([message(body=b"before")]) == [CONFIRMED]
+    [held] = await consumer.receive(1)
+    with capture_logs() as lines:
+        await asyncio.to_thread(management.call, "DELETE", f"/connections/username/{user.name}")
+        await eventually(lambda: actions(lines).count("broker_connection_restored") == 2)
+    assert "CONNECTION_FORCED" in str(lines)
+    await consumer.ack([held])
+    async with asyncio.timeout(15):
+        [again] = await consumer.receive(1)
+    assert (again.body, again.redelivered) == (b"before", True)
+    await broker.close()
+
+
+def actions(lines: list[Any]) -> list[str]:
+    return [line["action"] for line in lines if line["log_level"] != "debug"]
+
+
+# Stalls
+
+
+async def test_a_confirm_that_comes_too_late_does_not_confuse_later_ones(backend: RabbitmqBackend) -> None:
+    broker = await backend.client(publish_timeout=0.3)
+    await broker.declare([], [WORK])
+    assert await broker.publish([message()]) == [CONFIRMED]
+    backend.proxy.freeze()
+    assert await broker.publish([message("work"), message("nobody")]) == [UNKNOWN, UNKNOWN]
+    backend.proxy.thaw()
+    assert await broker.publish([message("nobody"), message("work"), message("nobody")]) == [
+        RETURNED,
+        CONFIRMED,
+        RETURNED,
+    ]
+    assert (await broker.check_queue("work")).ready == 3  # what timed out has arrived all the same
+
+
+async def test_more_than_the_socket_takes_times_out_as_unknown_too(backend: RabbitmqBackend) -> None:
+    broker = await backend.client(publish_timeout=0.5)
+    await broker.declare([], [WORK])
+    assert await broker.publish([message()]) == [CONFIRMED]
+    backend.proxy.freeze()
+    large = [message(body=b"x" * 1_000_000) for _ in range(30)]
+    assert set(await broker.publish(large)) == {UNKNOWN}
+    backend.proxy.thaw()
+    patient = await backend.client()
+    assert set(await patient.publish(large)) == {CONFIRMED}
+    assert set(await broker.publish([message(), message("nobody")])) <= {CONFIRMED, RETURNED, UNKNOWN}
+
+
+@pytest.mark.slow
+async def test_a_half_open_connection_is_noticed_and_replaced(backend: RabbitmqBackend, eventually: Eventually) -> None:
+    broker = await backend.client(publish_timeout=60, heartbeat=1)
+    consumer = await broker.consume(WORK, prefetch=1)
+    assert await broker.publish([message()]) == [CONFIRMED]
+    assert len(await consumer.receive(1)) == 1
+    backend.proxy.freeze()
+    # Missed heartbeats end this publish: not as a cancellation, which nobody asked for.
+    assert await broker.publish([message()]) == [UNKNOWN]
+    backend.proxy.cut()
+    backend.proxy.thaw()
+    await eventually(lambda: broker.connected)
+    assert (await consumer.receive(1))[0].redelivered
+    assert await broker.publish([message("nobody")]) == [RETURNED]
+
+
+# Permissions
+
+
+async def test_where_nothing_may_be_declared_existing_queues_are_consumed(broker: Broker, make_user: MakeUser) -> None:
+    work = Queue("work", QueueKind.QUORUM, (Binding("topic", "#"),))
+    await broker.declare([TOPIC], [work])
+    worker = RabbitmqBroker(make_user(configure="^$").url, name="worker")
+    await worker.connect()
+    await worker.declare([TOPIC], [work])
+    assert await worker.publish([message("any", exchange="topic")]) == [CONFIRMED]
+    assert (await take_one(worker, work)).routing_key == "any"
+    with pytest.raises(QueueMissing, match="nowhere"):
+        await worker.consume(Queue("nowhere", QueueKind.QUORUM), prefetch=1)
+    with pytest.raises(TopologyMismatch, match="nowhere"):
+        await worker.declare([Exchange("nowhere", ExchangeKind.TOPIC)], [])
+    await worker.close()
+
+
+# Messages of other clients
+
+
+def shortstr(text: bytes) -> bytes:
+    return bytes([len(text)]) + text
+
+
+def table(content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + content
+
+
+def nested(depth: int) -> bytes:
+    inner = table(b"")
+    for _ in range(depth):
+        inner = table(b"\x01aF" + inner)
+    return inner
+
+
+UNREADABLE = {
+    "a message id that is not UTF-8": (0x0080, shortstr(b"\xff\xfe")),
+    "a type that is not UTF-8": (0x0020, shortstr(b"\xff")),
+    "a time in the far future": (0x0040, b"\x7f" + b"\xff" * 7),
+    "a header name that is not UTF-8": (0x2000, table(b"\x02\xff\xfeV")),
+    "a header value that is not UTF-8": (0x2000, table(b"\x01aS" + table(b"\xff\xfe"))),
+    "a header time in the far future": (0x2000, table(b"\x01aT\x7f" + b"\xff" * 7)),
+    "a header number that is too large to send": (0x2000, table(b"\x01ad" + struct.pack(">d", 1e300))),
+    "headers that are nested too deeply": (0x2000, nested(5_000)),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+async def test_a_message_with_unreadable_properties_arrives_and_can_be_dead_lettered(
+    broker: Broker, amqp_url: str, case: str
+) -> None:
+    await broker.declare([Exchange(DEAD_LETTERS_EXCHANGE, ExchangeKind.FANOUT)], [WORK, DEAD_LETTERS_QUEUE])
+    consumer = await broker.consume(WORK, prefetch=1)
+    flags, properties = UNREADABLE[case]
+    await publish_raw(amqp_url, commands.Basic.Publish(routing_key="work"), flags, properties, b"the body")
+    async with asyncio.timeout(10):
+        [delivery] = await consumer.receive(1)
+    assert (delivery.body, delivery.redelivered) == (b"the body", False)
+    await consumer.dead_letter(delivery, DeadLetterReason("malformed_message", case))
+    assert (await take_one(broker, DEAD_LETTERS_QUEUE)).body == b"the body"
+
+
+async def test_a_message_with_an_unreadable_routing_key_arrives(broker: Broker, amqp_url: str) -> None:
+    await broker.declare([TOPIC], [])
+    consumer = await broker.consume(Queue("work", QueueKind.QUORUM, (Binding("topic", "result.#"),)), prefetch=1)
+    readable = marshal(commands.Basic.Publish(exchange="topic", routing_key="result.?"), 1)
+    await write_raw(amqp_url, readable.replace(b"result.?", b"result.\xff"), 0, b"", b"the body")
+    async with asyncio.timeout(10):
+        [delivery] = await consumer.receive(1)
+    assert (delivery.routing_key, delivery.body) == (r"result.\xff", b"the body")
+
+
+async def publish_raw(url: str, publish: commands.Basic.Publish, flags: int, properties: bytes, body: bytes) -> None:
+    await write_raw(url, marshal(publish, 1), flags, properties, body)
+
+
+async def write_raw(url: str, method: bytes, flags: int, properties: bytes, body: bytes) -> None:
+    """Publish with *properties* exactly as given, on channel 1 of a connection of its own."""
+    header = struct.pack(">HHQH", 60, 0, len(body), flags) + properties
+    frames = [method, struct.pack(">BHI", 2, 1, len(header)) + header + b"\xce"]
+    frames.append(struct.pack(">BHI", 3, 1, len(body)) + body + b"\xce")
+    connection = await aiormq.connect(url)
+    channel = await connection.channel(1, publisher_confirms=False)
+    await connection.write_queue.put(ChannelFrame(b"".join(frames), False))
+    await channel.close()
+    await connection.close()
+
+
+async def test_headers_that_amqp_cannot_carry_are_the_callers_mistake(broker: Broker) -> None:
+    await broker.declare([], [WORK])
+    with pytest.raises(ValueError, match="AgentTask"):
+        await broker.publish([message(), message(headers={"object": object()})])
+    assert await broker.publish([message()]) == [CONFIRMED]
+    assert (await broker.check_queue("work")).ready == 1
