@@ -19,7 +19,9 @@ class Inbox:
         self._closed = False
 
     def put(self, delivery: Delivery) -> None:
-        """Add a delivery and wake whoever waits."""
+        """Add a delivery and wake whoever waits; after `close` the channel's end returns it to the queue."""
+        if self._closed:
+            return
         self._waiting.append(delivery)
         self._changed.set()
 

@@ -22,11 +22,13 @@ from messaging.port import BrokerUnavailable
 from messaging.rabbitmq.backoff import Pauses, backoff, failure_text, is_worth_a_line
 from messaging.rabbitmq.failures import ChannelLost, ConnectionRefused, connecting, reason, using_channel
 from messaging.rabbitmq.tolerance import tolerate_unreadable_properties
+from messaging.rabbitmq.transport import DroppableTransport
 from messaging.rabbitmq.writer import FrameWriter
 
 log = structlog.get_logger(__name__)
 
 _CONNECT_TIMEOUT: Final = 15.0  # seconds for one attempt
+_CLOSE_TIMEOUT: Final = 2.0
 # aiormq's buffer between socket and channel: with its own 10 the two tasks change turns every third message.
 _FRAME_BUFFER: Final = 1_000
 
@@ -71,6 +73,7 @@ class Connection:
         self._name = name
         self._on_connected = on_connected
         self._session: Session | None = None
+        self._transport = DroppableTransport()
         self._changed = asyncio.Event()  # there is a session, or there will never be one
         self._keeper: asyncio.Task[None] | None = None
         self._started = False
@@ -82,12 +85,18 @@ class Connection:
         return self._session is not None
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called: there will be no session any more."""
+        return self._closed
+
+    @property
     def address(self) -> str:
         """Host, port and vhost, for messages."""
         return f"{self._url.host}:{self._url.port or self._default_port} (vhost {self._url.path.lstrip('/') or '/'})"
 
     async def start(self) -> None:
         """Connect, and keep trying until it works. Raises ConnectionRefused where waiting does not help."""
+        self._raise_if_closed()
         if self._started:
             return
         self._started = True
@@ -107,10 +116,9 @@ class Connection:
             BrokerUnavailable: `start` was not called, or `close` was.
         """
         while self._session is None:
-            if self._closed or not self._started:
-                raise BrokerUnavailable(
-                    f'connection "{self._name}" is not open: it is used between connect() and close()'
-                )
+            self._raise_if_closed()
+            if not self._started:
+                raise BrokerUnavailable(f'connection "{self._name}" is not open: call connect() first')
             await self._changed.wait()
         return self._session
 
@@ -155,6 +163,8 @@ class Connection:
 
     async def _connect(self, *, endless: bool) -> aio_pika.Connection:
         def helps(error: BaseException) -> bool:
+            if self._closed:
+                return False
             if endless:  # nobody is there to be told of an error, and nobody else would connect again
                 return isinstance(error, Exception)
             return isinstance(error, BrokerUnavailable) and not isinstance(error, ConnectionRefused)
@@ -168,7 +178,9 @@ class Connection:
         return await retrying(self._connect_once)
 
     async def _connect_once(self) -> aio_pika.Connection:
+        self._raise_if_closed()
         opened = aio_pika.Connection(self._url, client_properties={"connection_name": self._name})
+        self._transport = opened.kwargs["transport_factory"] = DroppableTransport()
         try:
             with connecting(f"RabbitMQ at {self.address}"):
                 await opened.connect(timeout=_CONNECT_TIMEOUT)
@@ -177,6 +189,10 @@ class Connection:
             await self._dispose(opened)
             raise
         return opened
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable(f'connection "{self._name}" was closed; make a new broker to connect again')
 
     async def _welcome(self, opened: aio_pika.Connection) -> None:
         connection = _underlying(opened)
@@ -201,8 +217,10 @@ class Connection:
             self._changed.clear()
         if session is not None:
             session.writer.stop()
+        too_long = asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT, self._transport.drop)
         with suppress(Exception):
             await opened.close()
+        too_long.cancel()
 
     def _log_failure(self, state: RetryCallState) -> None:
         if is_worth_a_line(state):

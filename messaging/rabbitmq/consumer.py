@@ -1,40 +1,27 @@
-"""Consuming one queue, across reconnects.
-
-aiormq starts a task for each delivery. Here deliveries go straight into the inbox: the method of aiormq's channel that
-takes them in is replaced on the instance. Should a later aiormq no longer call it, the ordinary callback still brings
-every delivery, only slower.
-"""
+"""Consuming one queue, across reconnects: whenever a channel ends, the next one is opened as the first one was."""
 
 import asyncio
-import itertools
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
-from aiormq import Channel
-from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import AMQPChannelError
-from pamqp import commands
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from messaging.dead_letters import dead_letter, require_confirmed
 from messaging.inbox import Inbox
-from messaging.port import DeadLetterReason, Delivery, OutgoingMessage, PublishOutcome, Queue
+from messaging.port import BrokerUnavailable, DeadLetterReason, Delivery, OutgoingMessage, PublishOutcome, Queue
 from messaging.rabbitmq.backoff import Pauses, backoff, failure_text, is_worth_a_line
-from messaging.rabbitmq.connection import Connection, Session, close_channel
+from messaging.rabbitmq.connection import Connection
+from messaging.rabbitmq.consume_channel import ConsumeChannel
 from messaging.rabbitmq.declaration import ensure_queue
-from messaging.rabbitmq.encoding import carriable_headers, decode_delivery, encode_ack, encode_requeue
-from messaging.rabbitmq.failures import reason, using_channel
-from messaging.rabbitmq.settlement import Unsettled
+from messaging.rabbitmq.encoding import carriable_headers, encode_ack, encode_requeue
 
 log = structlog.get_logger(__name__)
 
 PublishDeadLetter = Callable[[OutgoingMessage], Awaitable[PublishOutcome]]
-
-_channel_ids = itertools.count(1)
 
 
 class RabbitmqConsumer:
@@ -122,14 +109,19 @@ class RabbitmqConsumer:
                     **_setting_to_blame(ending.reason),
                 )
                 await asyncio.sleep(pauses.after(time.monotonic() - opened_at))
-            channel = await self._open_again()
+            try:
+                channel = await self._open_again()
+            except BrokerUnavailable:  # the broker was closed
+                self._inbox.close()
+                return
             log.info("A consumer is restored", action="consumer_restored", queue=self._queue.name)
 
     async def _open_again(self) -> "ConsumeChannel":
+        def helps(error: BaseException) -> bool:  # whatever it is: nobody is there to be told, or would try again
+            return isinstance(error, Exception) and not self._connection.closed
+
         retrying = AsyncRetrying(
-            wait=backoff(),
-            retry=retry_if_exception_type(Exception),  # nobody is there to be told, and nobody else would try again
-            before_sleep=self._log_failure,
+            wait=backoff(), retry=retry_if_exception(helps), before_sleep=self._log_failure, reraise=True
         )
         return await retrying(self._open)
 
@@ -152,86 +144,6 @@ class RabbitmqConsumer:
                 queue=self._queue.name,
                 count=len(deliveries) - settled,
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Why a channel gives no more deliveries."""
-
-    reason: str
-    connection_lost: bool
-
-
-class ConsumeChannel:
-    """One channel with one consumer, until either ends."""
-
-    def __init__(self, channel: Channel, session: Session, queue: str, inbox: Inbox) -> None:
-        self._channel = channel
-        self._writer = session.writer
-        self._queue = queue
-        self._inbox = inbox
-        self._id = next(_channel_ids)
-        self._unsettled = Unsettled()
-        self._cancelled = asyncio.get_running_loop().create_future()
-        self._ended = False
-        channel._on_deliver_frame = self._on_deliver  # type: ignore[method-assign]
-        channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-
-    async def consume(self, prefetch: int) -> None:
-        """Set the window, then consume: AMQP applies it to consumers that start afterwards."""
-        with using_channel(f'consuming queue "{self._queue}"'):
-            await self._channel.basic_qos(prefetch_count=prefetch)
-            await self._channel.basic_consume(self._queue, self._on_message)
-
-    def settle(self, deliveries: Sequence[Delivery], encode: Callable[..., bytes]) -> int:
-        """Write what settles *deliveries*; return how many of them this channel still had."""
-        if self._ended or self._channel.is_closed:
-            return 0
-        number = self._channel.number
-        tags = {tag for channel, tag in (delivery.tag for delivery in deliveries) if channel == self._id}
-        count, frames = self._unsettled.settle(tags, lambda tag, multiple: encode(tag, number, multiple=multiple))
-        if frames:
-            self._writer.write(frames)
-        return count
-
-    async def ended(self) -> Ending:
-        """Wait until the broker ended the channel or the consumer, or the connection is lost."""
-        closing = self._channel.closing
-        await asyncio.wait([closing, self._cancelled], return_when=asyncio.FIRST_COMPLETED)
-        self._ended = True
-        if not closing.done():
-            return Ending("the consumer was cancelled: its queue was deleted or has moved to another node", False)
-        error = None if closing.cancelled() else closing.exception()
-        return Ending(reason(error), connection_lost=not isinstance(error, AMQPChannelError))
-
-    async def close(self) -> None:
-        """Send what is still to be sent, then close the channel, which returns everything unsettled.
-
-        A mere basic.cancel would let a quorum queue's next consumer start while we still hold deliveries. Of more than
-        32 single acks sent just before, a quorum queue may lose the later ones (seen on 3.10): those come again.
-        """
-        self._ended = True
-        await self._writer.flushed()
-        await close_channel(self._channel)
-
-    async def _on_deliver(self, frame: commands.Basic.Deliver) -> None:
-        header = await self._channel._get_frame()
-        self._take(frame, await self._channel._read_content(frame, header))  # type: ignore[arg-type]  # a header follows
-
-    async def _on_message(self, message: DeliveredMessage) -> None:
-        if isinstance(message.delivery, commands.Basic.Deliver):
-            self._take(message.delivery, message)
-
-    def _take(self, frame: commands.Basic.Deliver, message: DeliveredMessage) -> None:
-        if self._ended:
-            return
-        delivery = decode_delivery(frame, message, queue=self._queue, channel=self._id)
-        self._unsettled.add(delivery.tag[1])
-        self._inbox.put(delivery)
-
-    def _on_cancel(self, _: commands.Basic.Cancel) -> None:
-        if not self._cancelled.done():
-            self._cancelled.set_result(None)
 
 
 def _setting_to_blame(why: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ from orchestrator.engine.inputs import (
     TaskReported,
     TaskUndeliverable,
 )
-from orchestrator.engine.state import RunState, Wanted
+from orchestrator.engine.state import RunState, RunValues, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ def apply(state: RunState, decision: Decision, moment: Moment) -> None:
     """Bring *state* up to date with a decision, so that the next input meets what this one left."""
     if decision.run is not None:
         state.put_run(decision.run)
+    if decision.created_run is not None:
+        state.run_values = RunValues(decision.created_run.input, None, None)
     for step in decision.steps:
         state.put_step(step)
     if decision.cancels_open_steps:
@@ -98,7 +100,8 @@ def first_wanted(event: Input) -> Wanted:
     """Return what deciding *event* will certainly want, so that a batch can load it all at once beforehand."""
     match event:
         case TaskReported():
-            return Wanted(tasks=frozenset({event.report.task_id}))
+            task = frozenset({event.report.task_id})
+            return Wanted(tasks=task, ending=task if event.report.status.ends_attempt else frozenset())
         case BranchArrived():
             return Wanted(steps=frozenset({event.block_id, event.step_id}))
         case SlotsFree():

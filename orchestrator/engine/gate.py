@@ -56,10 +56,10 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
         return Decision(Verdict.STALE, codes.NO_FREE_SLOT)
     counters = block.branches
     line = (event.block_id, counters.passed, counters.free_slots)
-    missing = state.missing(Wanted(waiting=frozenset({line})))
-    if missing:
-        return missing
-    sent = tuple(dispatched(step, now, new_id) for step in state.waiting[line])
+    waiting = state.next_in_line(*line)
+    if waiting is None:
+        return Wanted(waiting=frozenset({line}))
+    sent = tuple(dispatched(step, now, new_id) for step in waiting)
     # Fewer than asked for means that the line is empty.
     passed = sent[-1].position + 1 if len(sent) == counters.free_slots else counters.total
     taken = replace(counters, dispatched=counters.dispatched + len(sent), passed=passed)

@@ -5,7 +5,7 @@ the batch at once) and asks again; decisions are pure, so asking again costs not
 trips constant, and a block's other branches out of memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,8 +17,17 @@ from orchestrator.engine.transitions import Trigger
 from schemas.messages import ErrorInfo
 from schemas.references import Scope, StepOutcome
 
-# The PENDING branches of a block: its id, the position to begin at, and how many.
-Line = tuple[str, int, int]
+# Of a block, from a position on, so many PENDING branches.
+LineKey = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The branches that wait at a gate, from a position on; fewer than asked for means that there are no more."""
+
+    first: int
+    asked: int
+    steps: tuple[StepExecution, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +35,18 @@ class Wanted:
     """What a decision needs to see. Each part is empty where nothing is needed."""
 
     tasks: frozenset[UUID] = frozenset()  # the steps of these attempts, with their blocks
+    ending: frozenset[UUID] = frozenset()  # those of them that end now: with who is next in line for their slots
     steps: frozenset[str] = frozenset()  # these steps, with their inputs
     outcomes: frozenset[str] = frozenset()  # status, output and error of these
     failures: frozenset[str] = frozenset()  # the failed branches of these blocks
-    waiting: frozenset[Line] = frozenset()  # those who wait at gates
+    waiting: frozenset[LineKey] = frozenset()  # the next in line at gates
     plan: bool = False
     run_values: bool = False  # the run's input, output and error
 
     def __or__(self, other: "Wanted") -> "Wanted":
         return Wanted(
             self.tasks | other.tasks,
+            self.ending | other.ending,
             self.steps | other.steps,
             self.outcomes | other.outcomes,
             self.failures | other.failures,
@@ -78,7 +89,7 @@ class RunState:
     tasks: dict[UUID, str | None] = field(default_factory=dict)
     outcomes: dict[str, StepOutcome | None] = field(default_factory=dict)
     failures: dict[str, tuple[FailedBranch, ...]] = field(default_factory=dict)
-    waiting: dict[Line, tuple[StepExecution, ...]] = field(default_factory=dict)
+    waiting: dict[str, Line] = field(default_factory=dict)
     run_values: RunValues | None = None
 
     def missing(self, wanted: Wanted) -> Wanted:
@@ -88,7 +99,7 @@ class RunState:
             steps=wanted.steps - self.steps.keys(),
             outcomes=wanted.outcomes - self.outcomes.keys(),
             failures=wanted.failures - self.failures.keys(),
-            waiting=wanted.waiting - self.waiting.keys(),
+            waiting=frozenset(key for key in wanted.waiting if self.next_in_line(*key) is None),
             plan=wanted.plan and self.plan is None,
             run_values=wanted.run_values and self.run_values is None,
         )
@@ -110,10 +121,17 @@ class RunState:
             self.tasks[step.task_id] = step.step_id
         self.outcomes.pop(step.step_id, None)
 
-    def put_waiting(self, line: Line, steps: Sequence[StepExecution]) -> None:
-        """Remember which branches stand in a line."""
-        self.waiting[line] = tuple(steps)
-        for step in steps:
+    def next_in_line(self, block_id: str, first: int, count: int) -> tuple[StepExecution, ...] | None:
+        """Return up to *count* branches that wait at a block's gate from a position on; None where that is unknown."""
+        line = self.waiting.get(block_id)
+        if line is None or line.first != first or line.asked < count:
+            return None
+        return line.steps[:count]
+
+    def put_line(self, block_id: str, line: Line) -> None:
+        """Remember which branches are next in line at a block's gate."""
+        self.waiting[block_id] = line
+        for step in line.steps:
             self.put_step(step)
 
     def cancel_open_steps(self, now: datetime) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from orchestrator.engine.block import fork
 from orchestrator.engine.decide import Moment, apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, Verdict
+from orchestrator.engine.decision import Decision, SendTask, Verdict
 from orchestrator.engine.events import run_event, step_events
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested
 from orchestrator.engine.plan import BlockPlan
@@ -34,15 +34,16 @@ class Answer:
     code: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReleasedTicket:
-    """A branch that ended: the holder of its block's gate can ack its ticket."""
+@dataclass(slots=True)
+class GateChange:
+    """What the holder of a block's gate should hear: whose tickets to ack, and whose to hold without asking."""
 
     run_id: UUID
     block_id: str
-    step_id: str
-    holder: str
-    block_over: bool
+    holder: str = ""
+    ended: list[str] = field(default_factory=list)
+    dispatched: list[str] = field(default_factory=list)
+    block_over: bool = False
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ class Committed:
     messages: Sequence[OutboxRow] = ()
     left_in_outbox: bool = False
     gates: list[GateRow] = field(default_factory=list)
-    released: list[ReleasedTicket] = field(default_factory=list)
+    gate_changes: list[GateChange] = field(default_factory=list)
     failed_steps: list[StepExecution] = field(default_factory=list)
 
 
@@ -74,7 +75,7 @@ class Batch:
         self._queues: dict[UUID, deque[_Queued]] = defaultdict(deque)
         self._events: dict[UUID, list[StepEvent]] = defaultdict(list)
         self._answers: dict[int, Answer] = {}
-        self._released: list[StepExecution] = []
+        self._gate_changes: dict[tuple[UUID, str], GateChange] = {}
         self._result = Committed(answers=[])
 
     async def run(self, inputs: Sequence[ExternalInput]) -> Committed:
@@ -117,12 +118,12 @@ class Batch:
     async def _load(self, wanted: Mapping[UUID, Wanted]) -> None:
         if not wanted:
             return
-        self._flush_events()
         await self._uow.load(self._states, wanted)
         for run_id, some in wanted.items():
             if some.plan:
                 definition_id = self._definition_id(run_id)
                 self._states[run_id].plan = await self._plans.get(definition_id, self._uow.load_definition)
+            assert not self._states[run_id].missing(some), "a decision that asks in vain would ask for ever"
 
     def _definition_id(self, run_id: UUID) -> str:
         run = self._states[run_id].run
@@ -139,10 +140,12 @@ class Batch:
             self._record_step(state.steps.get(step.step_id), step)
         for send in decision.sends:
             self._uow.send(outbox_row(run_id, send))
+            if isinstance(send, SendTask) and send.step.parent_step_id is not None:
+                self._gate_change(run_id, send.step.parent_step_id).dispatched.append(send.step.step_id)
         if decision.join is not None:
             self._uow.join(run_id, decision.join)
         if decision.released is not None and decision.released.parent_step_id is not None:
-            self._released.append(decision.released)
+            self._gate_change(run_id, decision.released.parent_step_id).ended.append(decision.released.step_id)
         if decision.cancels_open_steps:
             await self._cancel_open_steps(run_id)
         apply(state, decision, self._moment)
@@ -207,12 +210,14 @@ class Batch:
     def _finish(self, inputs: int) -> Committed:
         result = self._result
         result.answers = [self._answers[index] for index in range(inputs)]
-        for step in self._released:
-            assert step.parent_step_id is not None
-            holder = self._uow.gate_holders.get((step.run_id, step.parent_step_id))
+        for (run_id, block_id), change in self._gate_changes.items():
+            holder = self._uow.gate_holders.get((run_id, block_id))
             if holder is None:
                 continue  # its block has no gate
-            block = self._states[step.run_id].steps.get(step.parent_step_id)
-            over = block is None or block.status.is_final
-            result.released.append(ReleasedTicket(step.run_id, step.parent_step_id, step.step_id, holder, over))
+            block = self._states[run_id].steps.get(block_id)
+            change.holder, change.block_over = holder, block is None or block.status.is_final
+            result.gate_changes.append(change)
         return result
+
+    def _gate_change(self, run_id: UUID, block_id: str) -> GateChange:
+        return self._gate_changes.setdefault((run_id, block_id), GateChange(run_id, block_id))

@@ -10,7 +10,7 @@ up for by the reconciliation of the next lease round.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -20,9 +20,9 @@ from messaging import topology
 from messaging.port import Broker, Consumer, ConsumerClosed, DeadLetterReason, Delivery, OutgoingMessage
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import BranchArrived, SlotsFree
-from orchestrator.service.batch import Committed, ReleasedTicket
+from orchestrator.service.batch import Committed, GateChange
 from orchestrator.service.driver import Driver
-from orchestrator.service.notices import BranchesOver, GateTicket
+from orchestrator.service.notices import GateNotice, GateTicket
 from orchestrator.storage.database import Database
 from orchestrator.storage.gates import Lease, branches_over, delete_gate, release_leases, take_leases
 from schemas.codec import decode, encode
@@ -45,6 +45,7 @@ class HeldGate:
         self._consumer = consumer
         self._driver = driver
         self._held: dict[str, Delivery] = {}
+        self._dispatched: set[str] = set()  # known to run although their tickets have not arrived yet
         self._task = asyncio.create_task(self._run(), name=f"gate {key[0]}.{key[1]}")
 
     @property
@@ -52,8 +53,13 @@ class HeldGate:
         """The branches whose tickets are in hand."""
         return list(self._held)
 
-    async def branches_ended(self, step_ids: Iterable[str]) -> None:
+    def branches_dispatched(self, step_ids: Iterable[str]) -> None:
+        """Remember branches that got a slot: their tickets, when they arrive, are held without asking."""
+        self._dispatched.update(step_id for step_id in step_ids if step_id not in self._held)
+
+    async def branches_ended(self, step_ids: Collection[str]) -> None:
         """Ack the tickets of branches that have ended; each ack lets RabbitMQ deliver the next."""
+        self._dispatched.difference_update(step_ids)
         await self._consumer.ack([self._held.pop(step_id) for step_id in step_ids if step_id in self._held])
 
     async def close(self) -> None:
@@ -87,7 +93,14 @@ class HeldGate:
                 continue
             # In hand before anything is asked: its branch may end at any moment from now on.
             self._held[ticket.step_id] = delivery
-            arrived.append(ticket.step_id)
+            if ticket.step_id in self._dispatched:
+                self._dispatched.discard(ticket.step_id)
+            else:
+                arrived.append(ticket.step_id)
+        if arrived:
+            await self._ask(arrived)
+
+    async def _ask(self, arrived: Sequence[str]) -> None:
         run_id, block_id = self.key
         answers = await self._driver.drive([BranchArrived(run_id, block_id, step_id) for step_id in arrived])
         answered = zip(arrived, answers, strict=True)
@@ -111,9 +124,16 @@ class Gatekeeper:
             await self._open((gate.run_id, gate.block_id), gate.max_parallelism)
 
     async def tell_holders(self, batch: Committed) -> None:
-        """Tell the holders of gates which branches have ended; called after a commit."""
-        if batch.released:
-            await self._tell(batch.released)
+        """Tell the holders of gates what a commit changed; called after it."""
+        elsewhere = []
+        for change in batch.gate_changes:
+            notice = _notice(change)
+            if change.holder == self._replica_id:
+                await self.take_notice(notice)
+            else:
+                elsewhere.append(_notice_message(change.holder, notice))
+        if elsewhere:
+            await self._broker.publish(elsewhere)
 
     async def run(self) -> None:
         """Renew the leases for ever."""
@@ -132,12 +152,13 @@ class Gatekeeper:
         for key, lease in leases.items():
             await self._tend(key, lease)
 
-    async def take_notice(self, notice: BranchesOver) -> None:
-        """Act on another replica's notice."""
+    async def take_notice(self, notice: GateNotice) -> None:
+        """Act on what a transaction of this or another replica changed."""
         key = (notice.run_id, notice.block_id)
         gate = self._gates.get(key)
         if gate is not None:
-            await gate.branches_ended(notice.step_ids)
+            gate.branches_dispatched(notice.dispatched)
+            await gate.branches_ended(notice.ended)
         if notice.block_over:
             await self._remove(key)
 
@@ -179,31 +200,22 @@ class Gatekeeper:
         await self._broker.delete_queue(topology.gate_queue(*key).name)
         await delete_gate(self._database, self._replica_id, *key)
 
-    async def _tell(self, released: Sequence[ReleasedTicket]) -> None:
-        notices: dict[tuple[str, UUID, str], list[ReleasedTicket]] = {}
-        for ticket in released:
-            notices.setdefault((ticket.holder, ticket.run_id, ticket.block_id), []).append(ticket)
-        outgoing = []
-        for (holder, run_id, block_id), tickets in notices.items():
-            notice = BranchesOver(
-                run_id=run_id,
-                block_id=block_id,
-                step_ids=[ticket.step_id for ticket in tickets],
-                block_over=any(ticket.block_over for ticket in tickets),
-            )
-            if holder == self._replica_id:
-                await self.take_notice(notice)
-            else:
-                outgoing.append(_notice_message(holder, notice))
-        if outgoing:
-            await self._broker.publish(outgoing)
+
+def _notice(change: GateChange) -> GateNotice:
+    return GateNotice(
+        run_id=change.run_id,
+        block_id=change.block_id,
+        ended=change.ended,
+        dispatched=change.dispatched,
+        block_over=change.block_over,
+    )
 
 
-def _notice_message(holder: str, notice: BranchesOver) -> OutgoingMessage:
+def _notice_message(holder: str, notice: GateNotice) -> OutgoingMessage:
     return OutgoingMessage(
         exchange=topology.DEFAULT_EXCHANGE,
         routing_key=topology.replica_queue(holder).name,
-        type=BranchesOver.__name__,
+        type=GateNotice.__name__,
         message_id=str(uuid4()),
         body=encode(notice),
         persistent=False,

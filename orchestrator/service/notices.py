@@ -13,10 +13,11 @@ class GateTicket(Message):
     step_id: StepId
 
 
-class BranchesOver(Message):
-    """Tell the holder of a gate that these branches have ended; lost ones are found by its reconciliation."""
+class GateNotice(Message):
+    """Tell the holder of a gate what a transaction changed. Should it be lost, the holder's reconciliation sees it."""
 
     run_id: UUID
     block_id: StepId
-    step_ids: list[StepId]
+    ended: list[StepId]
+    dispatched: list[StepId]
     block_over: bool  # the block itself has ended: its gate can be closed

@@ -62,6 +62,8 @@ class Relay:
         task = asyncio.create_task(self._send_now(batch.messages))
         self._sending.add(task)
         task.add_done_callback(self._sent)
+        # One turn for it: tasks for workers get onto the wire before the acks that are written next.
+        await asyncio.sleep(0)
 
     async def run(self) -> None:
         """Sweep whenever there is reason to, and every *interval* seconds."""

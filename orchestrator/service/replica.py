@@ -15,7 +15,7 @@ from messaging.port import Broker, Consumer, ConsumerClosed
 from orchestrator.service.driver import Driver
 from orchestrator.service.gatekeeper import Gatekeeper
 from orchestrator.service.intake import Intake
-from orchestrator.service.notices import BranchesOver
+from orchestrator.service.notices import GateNotice
 from orchestrator.service.plans import PlanCache
 from orchestrator.service.readers import CommandReader, ResultReader
 from orchestrator.service.relay import Relay
@@ -110,7 +110,7 @@ class Replica:
                 return
             for delivery in deliveries:
                 try:
-                    await self.gatekeeper.take_notice(decode(BranchesOver, delivery.body))
+                    await self.gatekeeper.take_notice(decode(GateNotice, delivery.body))
                 except MessageRefused as refused:
                     log.warning("A notice cannot be read", action="notice_refused", reason=str(refused))
             await self._notices.ack(deliveries)

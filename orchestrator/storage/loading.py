@@ -3,14 +3,14 @@
 Each function is one statement for all runs of the batch.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
 from orchestrator.engine.records import Run, StepExecution
-from orchestrator.engine.state import FailedBranch, RunState, RunValues, Wanted
+from orchestrator.engine.state import FailedBranch, Line, LineKey, RunState, RunValues, Wanted
 from orchestrator.storage.database import Connection
 from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
@@ -25,16 +25,32 @@ _LOCK_RUNS: Final = f"""
     ) AS r ON true
 """  # noqa: S608 - only our own column lists are put in
 
+# For blocks with a gate it also brings those who are next in line for the slots that are free, or will be when the
+# ending attempts have ended. They are told apart by `asked`.
 _STEPS_BY_TASK: Final = f"""
     WITH found AS (
-        SELECT run_id, step_id, parent_step_id FROM step_executions WHERE task_id = ANY($1::uuid[])
-    ), keys AS (
-        SELECT run_id, step_id FROM found
-        UNION SELECT run_id, parent_step_id FROM found WHERE parent_step_id IS NOT NULL
+        SELECT run_id, step_id, parent_step_id, task_id = ANY($2::uuid[]) AS ending
+        FROM step_executions WHERE task_id = ANY($1::uuid[])
+    ), parents AS (
+        SELECT run_id, parent_step_id AS step_id, count(*) FILTER (WHERE ending) AS ending
+        FROM found WHERE parent_step_id IS NOT NULL GROUP BY run_id, parent_step_id
+    ), lines AS (
+        SELECT p.run_id, p.step_id, b.branches_passed AS first,
+            (p.ending + b.max_parallelism - b.branches_dispatched)::integer AS asked
+        FROM parents p JOIN step_executions b USING (run_id, step_id)
+        WHERE b.max_parallelism < b.branches_total AND b.branches_passed < b.branches_total AND p.ending > 0
     )
-    SELECT {STEP_COLUMNS}, g.holder
-    FROM keys JOIN step_executions s USING (run_id, step_id)
+    SELECT NULL::integer AS first, NULL::integer AS asked, NULL::text AS input, g.holder, {STEP_COLUMNS}
+    FROM (SELECT run_id, step_id FROM found UNION SELECT run_id, step_id FROM parents) AS k
+    JOIN step_executions s USING (run_id, step_id)
     LEFT JOIN gates g ON g.run_id = s.run_id AND g.block_id = s.step_id
+    UNION ALL
+    SELECT l.first, l.asked, s.input::text, NULL, {STEP_COLUMNS}
+    FROM lines l CROSS JOIN LATERAL (
+        SELECT * FROM step_executions AS b
+        WHERE b.run_id = l.run_id AND b.parent_step_id = l.step_id AND b.position >= l.first AND b.status = 'PENDING'
+        ORDER BY b.position LIMIT l.asked
+    ) AS s
 """  # noqa: S608
 
 _STEPS_BY_KEY: Final = f"""
@@ -70,14 +86,13 @@ _FAILURES: Final = """
 """
 
 _WAITING: Final = f"""
-    SELECT k.first, k.count, {STEP_COLUMNS}, s.input::text AS input
-    FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[]) AS k(run_id, block_id, first, count)
+    SELECT k.first, k.asked, {STEP_COLUMNS}, s.input::text AS input
+    FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[]) AS k(run_id, block_id, first, asked)
     CROSS JOIN LATERAL (
         SELECT * FROM step_executions AS b
         WHERE b.run_id = k.run_id AND b.parent_step_id = k.block_id AND b.position >= k.first AND b.status = 'PENDING'
-        ORDER BY b.position LIMIT k.count
+        ORDER BY b.position LIMIT k.asked
     ) AS s
-    ORDER BY s.run_id, s.parent_step_id, s.position
 """  # noqa: S608
 
 _RUN_VALUES: Final = """
@@ -85,6 +100,7 @@ _RUN_VALUES: Final = """
     FROM runs WHERE id = ANY($1::uuid[])
 """
 
+LineId = tuple[UUID, str, int, int]  # run, block, first position, how many
 Keys = Mapping[UUID, Collection[str]]
 
 
@@ -103,19 +119,28 @@ class Loader:
 
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
         """Load all of *wanted* except plans, a statement for each kind of thing."""
-        await self._tasks(states, {run: w.tasks for run, w in wanted.items() if w.tasks})
+        ending = [task for some in wanted.values() for task in some.ending]
+        await self._tasks(states, {run: w.tasks for run, w in wanted.items() if w.tasks}, ending)
         await self._steps(states, {run: w.steps for run, w in wanted.items() if w.steps})
         await self._outcomes(states, {run: w.outcomes for run, w in wanted.items() if w.outcomes})
         await self._failures(states, {run: w.failures for run, w in wanted.items() if w.failures})
         await self._waiting(states, {run: w.waiting for run, w in wanted.items() if w.waiting})
         await self._run_values(states, [run for run, w in wanted.items() if w.run_values])
 
-    async def _tasks(self, states: Mapping[UUID, RunState], tasks: Mapping[UUID, Collection[UUID]]) -> None:
+    async def _tasks(
+        self, states: Mapping[UUID, RunState], tasks: Mapping[UUID, Collection[UUID]], ending: Collection[UUID]
+    ) -> None:
         if not tasks:
             return
         asked = [task for some in tasks.values() for task in some]
-        for row in await self._connection.fetch(_STEPS_BY_TASK, asked):
-            self._put(states, to_step(row), row["holder"])
+        next_in_line: dict[LineId, list[StepExecution]] = {}
+        for row in await self._connection.fetch(_STEPS_BY_TASK, asked, ending):
+            if row["asked"] is None:
+                self._put(states, to_step(row), row["holder"])
+            else:
+                line = (row["run_id"], row["parent_step_id"], row["first"], row["asked"])
+                next_in_line.setdefault(line, []).append(to_step(row, to_value(row["input"])))
+        _put_lines(states, next_in_line)
         for run_id, some in tasks.items():
             for task in some:
                 states[run_id].tasks.setdefault(task, None)
@@ -151,18 +176,14 @@ class Loader:
         for (run_id, block_id), failures in found.items():
             states[run_id].failures[block_id] = tuple(failures)
 
-    async def _waiting(
-        self, states: Mapping[UUID, RunState], lines: Mapping[UUID, Collection[tuple[str, int, int]]]
-    ) -> None:
+    async def _waiting(self, states: Mapping[UUID, RunState], lines: Mapping[UUID, Collection[LineKey]]) -> None:
         if not lines:
             return
-        asked = [(run, *line) for run, some in lines.items() for line in some]
-        found: dict[tuple[UUID, str, int, int], list[StepExecution]] = {key: [] for key in asked}
-        for row in await self._connection.fetch(_WAITING, *(list(column) for column in zip(*asked, strict=True))):
-            key = (row["run_id"], row["parent_step_id"], row["first"], row["count"])
-            found[key].append(to_step(row, to_value(row["input"])))
-        for (run_id, block_id, first, count), steps in found.items():
-            states[run_id].put_waiting((block_id, first, count), steps)
+        found: dict[LineId, list[StepExecution]] = {(run, *line): [] for run, some in lines.items() for line in some}
+        for row in await self._connection.fetch(_WAITING, *(list(column) for column in zip(*found, strict=True))):
+            line = (row["run_id"], row["parent_step_id"], row["first"], row["asked"])
+            found[line].append(to_step(row, to_value(row["input"])))
+        _put_lines(states, found)
 
     async def _run_values(self, states: Mapping[UUID, RunState], runs: Collection[UUID]) -> None:
         if not runs:
@@ -180,6 +201,14 @@ class Loader:
             state.put_step(step)
         if holder is not None:
             self.holders[step.run_id, step.step_id] = holder
+
+
+def _put_lines(states: Mapping[UUID, RunState], lines: Mapping[LineId, Sequence[StepExecution]]) -> None:
+    for (run_id, block_id, first, asked), steps in lines.items():
+        state = states.get(run_id)
+        if state is not None:
+            ordered = sorted(steps, key=lambda step: step.position)
+            state.put_line(block_id, Line(first, asked, tuple(ordered)))
 
 
 def _columns(keys: Keys) -> tuple[list[UUID], list[str]]:

@@ -114,7 +114,7 @@ def _summary(row: Row) -> RunSummary:
         workflow_id=row["workflow_id"],
         workflow_version=row["workflow_version"],
         status=RunStatus(row["status"]),
-        labels=row["labels"],
+        labels=to_value(row["labels"]),
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],

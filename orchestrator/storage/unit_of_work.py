@@ -1,7 +1,7 @@
 """One transaction: the runs it locked, what it has read of them, and what it will write.
 
 Writes are collected and flushed together, so that a batch of any number of inputs costs the same few statements. A
-flush happens before every load (so that reads see what was decided) and whenever the collection is full (so that a
+flush happens before a load that must see what was decided, and whenever the collection is full (so that a
 huge block passes through memory in pieces). Everything is rolled back unless the block ends without an exception.
 """
 
@@ -61,8 +61,13 @@ class UnitOfWork:
         return now, {run_id: RunState(runs.get(run_id)) for run_id in ids}
 
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
-        """Bring what is wanted (except plans) into the states; what was written before is flushed first."""
-        await self.flush()
+        """Bring what is wanted (except plans) into the states.
+
+        Outcomes and failures may have been decided in this very transaction, so those wants flush it first. Everything
+        else is about rows that it has not touched.
+        """
+        if any(some.outcomes or some.failures for some in wanted.values()):
+            await self.flush()
         await self._loader.load(states, wanted)
 
     async def load_definition(self, definition_id: str) -> dict[str, Any]:
@@ -119,6 +124,8 @@ class UnitOfWork:
         if self._changed_runs:
             await execute(writes.UPDATE_RUNS, *writes.run_updates(list(self._changed_runs.values())))
             self._changed_runs.clear()
+        if self._changed_steps and self._outbox and not self._joins:
+            await self._flush_steps_and_outbox()
         if self._changed_steps:
             await execute(writes.UPDATE_STEPS, *writes.step_updates(list(self._changed_steps.values())))
             self._changed_steps.clear()
@@ -139,10 +146,19 @@ class UnitOfWork:
         await self._connection.execute(writes.INSERT_GATES, *columns, self._replica_id, GATE_LEASE_SECONDS)
         self._gates.clear()
 
-    async def _flush_outbox(self) -> None:
-        delays = [HAND_OVER_SECONDS if self._hand_over(row) else 0.0 for row in self._outbox]
-        await self._connection.execute(writes.INSERT_OUTBOX, *writes.outbox_inserts(self._outbox, delays))
+    async def _flush_steps_and_outbox(self) -> None:
+        steps = writes.step_updates(list(self._changed_steps.values()))
+        await self._connection.execute(writes.UPDATE_STEPS_AND_INSERT_OUTBOX, *steps, *self._outbox_inserts())
+        self._changed_steps.clear()
         self._outbox.clear()
+
+    async def _flush_outbox(self) -> None:
+        await self._connection.execute(writes.INSERT_OUTBOX, *self._outbox_inserts())
+        self._outbox.clear()
+
+    def _outbox_inserts(self) -> writes.Arguments:
+        delays = [HAND_OVER_SECONDS if self._hand_over(row) else 0.0 for row in self._outbox]
+        return writes.outbox_inserts(self._outbox, delays)
 
     def _hand_over(self, row: OutboxRow) -> bool:
         self._handed_bytes += len(row.body)

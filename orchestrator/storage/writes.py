@@ -67,9 +67,9 @@ _OUTBOX_TYPES: Final = {
 }  # fmt: skip
 
 
-def _source(types: dict[str, str]) -> str:
-    # Arrays of json cannot be sent through the driver's json codec; text can, and is cast row by row.
-    arrays = ", ".join(f"${number}::{_array_type(kind)}[]" for number, kind in enumerate(types.values(), 1))
+def _source(types: dict[str, str], first: int = 1) -> str:
+    # JSON goes as text, and is cast row by row.
+    arrays = ", ".join(f"${number}::{_array_type(kind)}[]" for number, kind in enumerate(types.values(), first))
     return f"unnest({arrays}) AS n({', '.join(types)})"
 
 
@@ -96,16 +96,22 @@ def _update(table: str, types: dict[str, str], keys: Sequence[str], kept_when_nu
     return f"UPDATE {table} AS t SET {sets} FROM {_source(types)} WHERE {match}"  # noqa: S608
 
 
+def _insert_outbox(first: int = 1) -> str:
+    return (
+        f"INSERT INTO outbox ({', '.join(_OUTBOX_TYPES)}, due_at) "  # noqa: S608
+        f"SELECT {', '.join(f'n.{name}' for name in _OUTBOX_TYPES)}, now() + make_interval(secs => n.delay) "
+        f"FROM {_source({**_OUTBOX_TYPES, 'delay': 'double precision'}, first)}"
+    )
+
+
 INSERT_RUNS: Final = _insert("runs", _RUN_TYPES)
 INSERT_STEPS: Final = _insert("step_executions", _STEP_TYPES)
 # Output and error are known only to the record of a row that ends now; elsewhere null means "as it was".
 UPDATE_RUNS: Final = _update("runs", _RUN_CHANGES, ("id",), ("output", "error"))
 UPDATE_STEPS: Final = _update("step_executions", _STEP_CHANGES, ("run_id", "step_id"), ("output", "error"))
-INSERT_OUTBOX: Final = (
-    f"INSERT INTO outbox ({', '.join(_OUTBOX_TYPES)}, due_at) "  # noqa: S608
-    f"SELECT {', '.join(f'n.{name}' for name in _OUTBOX_TYPES)}, now() + make_interval(secs => n.delay) "
-    f"FROM {_source({**_OUTBOX_TYPES, 'delay': 'double precision'})}"
-)
+INSERT_OUTBOX: Final = _insert_outbox()
+# What nearly every batch of results writes, in one round trip.
+UPDATE_STEPS_AND_INSERT_OUTBOX: Final = f"WITH changed AS ({UPDATE_STEPS}) {_insert_outbox(len(_STEP_CHANGES) + 1)}"
 INSERT_GATES: Final = """
     INSERT INTO gates (run_id, block_id, max_parallelism, holder, lease_until)
     SELECT n.run_id, n.block_id, n.max_parallelism, $4, now() + make_interval(secs => $5)

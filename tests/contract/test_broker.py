@@ -607,9 +607,13 @@ async def test_what_was_delivered_but_not_received_is_not_given_out_twice(
     await take(consumer, 1)
     await backend.stop()
     await eventually(lambda: not broker.connected)
+    receiving = asyncio.create_task(take(consumer, 20))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not receiving.done()
     await backend.start()
-    await eventually(lambda: broker.connected)
-    got = await take(consumer, 20)
+    got = await receiving
+    assert all(delivery.redelivered for delivery in got)
     assert sorted(int(body) for body in bodies(got)) == list(range(20))
     await consumer.ack(got)
     await publish_until_confirmed(broker, message(body=b"new"))

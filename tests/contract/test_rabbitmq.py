@@ -208,6 +208,17 @@ async def test_more_than_the_socket_takes_times_out_as_unknown_too(backend: Rabb
     assert set(await broker.publish([message(), message("nobody")])) <= {CONFIRMED, RETURNED, UNKNOWN}
 
 
+async def test_closing_does_not_wait_for_a_broker_that_stopped_reading(backend: RabbitmqBackend) -> None:
+    broker = await backend.client(publish_timeout=0.5)
+    await broker.declare([], [WORK])
+    backend.proxy.freeze()
+    more_than_sockets_buffer = b"x" * 16_000_000
+    assert await broker.publish([message(body=more_than_sockets_buffer)] * 2) == [UNKNOWN, UNKNOWN]
+    async with asyncio.timeout(8):
+        await broker.close()
+    assert not broker.connected
+
+
 @pytest.mark.slow
 async def test_a_half_open_connection_is_noticed_and_replaced(backend: RabbitmqBackend, eventually: Eventually) -> None:
     broker = await backend.client(publish_timeout=60, heartbeat=1)

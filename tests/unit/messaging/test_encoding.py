@@ -1,0 +1,75 @@
+import datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pamqp import commands, frame
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from messaging.port import OutgoingMessage
+from messaging.rabbitmq.encoding import carriable_headers, encode_ack, encode_message, encode_requeue
+
+FRAME_MAX = 4_096
+
+
+def message(body: bytes = b"{}", **fields: Any) -> OutgoingMessage:
+    return OutgoingMessage("exchange", "key", "AgentTask", "the-id", body, **fields)
+
+
+def frames(data: bytes) -> list[tuple[int, Any]]:
+    """Return the (channel, frame) pairs that *data* holds."""
+    found = []
+    while data:
+        size, channel, unmarshalled = frame.unmarshal(data)
+        found.append((channel, unmarshalled))
+        data = data[size:]
+    return found
+
+
+def test_a_message_is_a_method_a_header_and_a_body_on_its_channel() -> None:
+    encoded = frames(encode_message(message(b"hello", mandatory=False), 7, FRAME_MAX))
+    assert [channel for channel, _ in encoded] == [7, 7, 7]
+    method, header, body = (found for _, found in encoded)
+    assert isinstance(method, commands.Basic.Publish)
+    assert (method.exchange, method.routing_key, method.mandatory) == ("exchange", "key", False)
+    assert isinstance(header, ContentHeader)
+    assert (header.body_size, header.properties.message_id) == (5, "the-id")
+    assert (header.properties.content_type, header.properties.delivery_mode) == ("application/json", 2)
+    assert body.value == b"hello"
+
+
+def test_a_transient_message_says_so() -> None:
+    _, (_, header), _ = frames(encode_message(message(persistent=False), 1, FRAME_MAX))
+    assert header.properties.delivery_mode == 1
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(0, 0), (1, 1), (4_088, 1), (4_089, 2), (8_176, 2), (8_177, 3)])
+def test_no_frame_is_larger_than_the_broker_takes(size: int, pieces: int) -> None:
+    body = bytes(index % 251 for index in range(size))
+    bodies = [found for _, found in frames(encode_message(message(body), 1, FRAME_MAX))[2:]]
+    assert len(bodies) == pieces
+    assert all(isinstance(piece, ContentBody) and len(piece.value) + 8 <= FRAME_MAX for piece in bodies)
+    assert b"".join(piece.value for piece in bodies) == body
+
+
+def test_acks_and_requeues_name_their_tags() -> None:
+    [(channel, ack)] = frames(encode_ack(5, 3, multiple=True))
+    assert (channel, ack.name, ack.delivery_tag, ack.multiple) == (3, "Basic.Ack", 5, True)
+    [(channel, nack)] = frames(encode_requeue(6, 3, multiple=False))
+    assert (channel, nack.name, nack.delivery_tag, nack.multiple, nack.requeue) == (3, "Basic.Nack", 6, False, True)
+
+
+@pytest.mark.parametrize("value", [object(), b"bytes", 1e300, 2**70])
+def test_headers_that_cannot_be_carried_are_refused_with_the_messages_type(value: object) -> None:
+    with pytest.raises(ValueError, match="AgentTask"):
+        encode_message(message(headers={"name": value}), 1, FRAME_MAX)
+
+
+def test_carriable_headers_stay_and_others_become_text() -> None:
+    kept = {"text": "ä", "number": 3, "nothing": None, "list": [1, {"deep": True}]}
+    when = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    odd = {"bytes": b"\xff", "huge": 1e300, "time": when, "decimal": Decimal("1.5")}
+    carriable = carriable_headers(kept | odd)
+    assert carriable == kept | {"bytes": r"b'\xff'", "huge": "1e+300", "time": when, "decimal": Decimal("1.5")}
+    encode_message(message(headers=carriable), 1, FRAME_MAX)
