@@ -20,7 +20,6 @@ class Client:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._id = uuid4().hex
 
     async def submit(self, request: RunRequest) -> None:
         """Publish a request and return when the broker has it on disk.
@@ -40,7 +39,7 @@ class Client:
     async def run(self, request: RunRequest) -> RunResult:
         """Publish a request and wait for its result; raises as `submit` does."""
         assert request.run_id is not None, "a request that is awaited names its run"
-        queue = topology.reply_queue(self._id)
+        queue = topology.reply_queue(uuid4().hex)  # of this call alone: others may await their results meanwhile
         replies = await self._broker.consume(queue, prefetch=1)
         try:
             await self._send(topology.SUBMIT_EXCHANGE, topology.RUNS_KEY, request, queue.name, str(request.run_id))
@@ -54,7 +53,7 @@ class Client:
     @asynccontextmanager
     async def events(self, run_id: UUID) -> AsyncIterator[AsyncIterator[Sequence[RunEvent]]]:
         """Yield the run's events from now on, in batches; none is missed once the block is entered."""
-        queue = topology.events_queue(self._id, run_id)
+        queue = topology.events_queue(uuid4().hex, run_id)
         await self._broker.declare(topology.EXCHANGES, ())
         consumer = await self._broker.consume(queue, prefetch=2 * _RECEIVE)
         try:

@@ -4,10 +4,12 @@ The parts are the real ones; only the adapters beneath differ. This is the one m
 meet.
 """
 
-import runpy
+import importlib.util
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 
 import structlog
 
@@ -82,7 +84,8 @@ async def _worker(server: MemoryServer, agents: AgentRegistry, concurrency: int)
         try:
             yield
         finally:
-            await worker.drain()
+            # Every run has ended; what still runs belongs to a cancelled one, and nobody waits for it.
+            await worker.close()
 
 
 async def _end_orphans(database: Database, replica: Replica) -> None:
@@ -98,20 +101,50 @@ def find_agents(target: str | None, file: Path) -> AgentRegistry:
     """Return the registry that *target*, ``module:attribute``, names, or the `agents` in the agents.py beside *file*.
 
     Raises:
-        WrongUse: There is none; says what would be right.
+        WrongUse: There is none, or its module cannot be imported; says what would be right.
     """
-    if target is not None:
-        try:
-            return load_registry(target)
-        except WorkerConfigError as error:
-            raise WrongUse(str(error)) from error
+    try:
+        return load_registry(target) if target is not None else _agents_beside(file)
+    except WrongUse:
+        raise
+    except WorkerConfigError as error:
+        raise WrongUse(str(error)) from error
+    except Exception as error:  # whatever the module raises while it is imported
+        source = target.partition(":")[0] if target is not None else "agents.py"
+        raise WrongUse(f"the agents cannot be imported from {source}: {_imported(error)}") from error
+
+
+def _agents_beside(file: Path) -> AgentRegistry:
     beside = file.resolve().parent / "agents.py"
     if not beside.is_file():
         raise WrongUse(f"say where the agents are: --agents MODULE:REGISTRY, or put an agents.py beside {file.name}")
-    found = runpy.run_path(str(beside)).get("agents")
+    found = getattr(_import_file(beside), "agents", None)
     if not isinstance(found, AgentRegistry):
         raise WrongUse(f"{beside.name} beside {file.name} has no AgentRegistry named `agents`")
+    if not found.names:
+        raise WrongUse(f"the registry in {beside.name} beside {file.name} has no agents")
     return found
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None, "a file that ends in .py has a loader"
+    assert spec.loader is not None
+    sys.path.insert(0, str(path.parent))  # its own imports may lie beside it
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # pydantic looks its types up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _imported(error: Exception) -> str:
+    """Return what went wrong, and the last line of a file at which it did."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error}"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace is not None else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def check_agents(workflow: Workflow, agents: AgentRegistry) -> None:

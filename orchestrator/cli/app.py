@@ -5,6 +5,7 @@ runs. So `validate`, `submit` and `schema` work where the orchestrator's databas
 """
 
 import typer
+from rich.markup import escape
 
 from orchestrator.cli import documents, run, runs, service, submit
 from orchestrator.settings import Settings
@@ -13,7 +14,7 @@ _HELP = """Run workflows of agents in parallel, on RabbitMQ and Postgres.
 
 Try it here, with nothing else running:
 
-    forkjoin run WORKFLOW.json --input '{"topic": "queues"}' --agents my_agents:agents
+    forkjoin run WORKFLOW.json --input '{"topic": "queues"}'
 
 In production, each of these any number of times:
 
@@ -24,8 +25,8 @@ In production, each of these any number of times:
 Exit codes: 0 done, and the run completed; 1 the run failed, or a service refused us; 2 wrong use.
 """
 
-_EPILOG = "Environment variables:\n\n" + "\n\n".join(
-    f"[bold]{name}[/bold]  {what}" for name, what in Settings.variables()
+_EPILOG = "Environment variables:\n\n" + "\n".join(
+    f"[bold]{name}[/bold]\n    {escape(what)}" for name, what in Settings.variables()
 )
 
 app = typer.Typer(

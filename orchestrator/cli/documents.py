@@ -2,23 +2,26 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from orchestrator.cli.databases import named_database
 from orchestrator.cli.terminal import WRONG_USE, print_json, read_document, told
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
-from schemas.export import schema as make_schema
-from schemas.export import schema_names
+from schemas.channels import async_api
+from schemas.export import SCHEMAS
 from schemas.validation import parse_workflow, validate_workflow
+
+_DOCUMENTS: Final = {**SCHEMAS, "AsyncAPI": async_api}
 
 workflows = typer.Typer(
     help="Register workflows, so that a RunRequest may name one by its workflow_id.", no_args_is_help=True
 )
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A workflow document (JSON).")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, for programs.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Write JSON to stdout, for programs.")]
 
 
 def validate(file: File, as_json: Json = False) -> None:
@@ -43,35 +46,30 @@ def validate(file: File, as_json: Json = False) -> None:
 
 
 def schema(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Without it: the names that there are.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Without it: the names that there are.")] = None,
 ) -> None:
     """Print a JSON Schema of the contract, or its AsyncAPI document."""
     with told():
         if name is None:
-            for known in schema_names():
-                typer.echo(known)
+            typer.echo("\n".join(_DOCUMENTS))
             return
-        if name not in schema_names():
-            raise WrongUse(f'there is no schema "{name}"; there are: {", ".join(schema_names())}')
-        print_json(make_schema(name))
+        if name not in _DOCUMENTS:
+            raise WrongUse(f'there is no schema "{name}"; there are: {", ".join(_DOCUMENTS)}')
+        print_json(_DOCUMENTS[name]())
 
 
 @workflows.command("register")
 def register(file: File) -> None:
     """Register a workflow under its workflow_id and version; runs that are active keep what they started with."""
-    from orchestrator.bootstrap import make_database
-    from orchestrator.storage.definitions import register_workflow
-
     with told():
+        from orchestrator.storage.definitions import register_workflow
+
         document = read_document(file)
         workflow = parse_workflow(document)
 
         async def store() -> None:
-            database = make_database(Settings.load())
-            try:
+            async with named_database(Settings.load()) as database:
                 await register_workflow(database, workflow, document)
-            finally:
-                await database.close()
 
         asyncio.run(store())
         typer.echo(f"registered {workflow.workflow_id} version {workflow.version}")
@@ -80,17 +78,13 @@ def register(file: File) -> None:
 @workflows.command("list")
 def list_registered(as_json: Json = False) -> None:
     """List the registered workflows, the newest of each first."""
-    from orchestrator.bootstrap import make_database
-    from orchestrator.storage.definitions import RegisteredWorkflow, list_workflows
-
-    async def load() -> list[RegisteredWorkflow]:
-        database = make_database(Settings.load())
-        try:
-            return list(await list_workflows(database))
-        finally:
-            await database.close()
-
     with told():
+        from orchestrator.storage.definitions import RegisteredWorkflow, list_workflows
+
+        async def load() -> list[RegisteredWorkflow]:
+            async with named_database(Settings.load()) as database:
+                return list(await list_workflows(database))
+
         found = asyncio.run(load())
         if as_json:
             print_json(

@@ -1,5 +1,6 @@
 """Live progress of a run on stderr: a picture that changes on a terminal, a line for each change elsewhere."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from datetime import datetime
 from typing import Final
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -27,7 +28,11 @@ STYLES: Final = {
     StepStatus.CANCELLED: "magenta",
     StepStatus.SKIPPED: "dim",
 }
-SHOWN_BRANCHES: Final = 20  # of a block; of a larger one, those that run or failed
+SHOWN_BRANCHES: Final = 10  # of a block; of a larger one, the first of those that run or failed
+
+_STAGES: Final = list(StepStatus)  # in the order in which a step passes them
+_TELLING: Final = frozenset({StepStatus.RUNNING, StepStatus.FAILED})
+_BAR_WIDTH: Final = 30
 
 
 @dataclass(slots=True)
@@ -42,21 +47,30 @@ class Seen:
 class Picture:
     """What the events so far add up to."""
 
-    steps: dict[str, Seen] = field(default_factory=dict)
-    branches: dict[str, dict[str, Seen]] = field(default_factory=dict)
+    run: Seen | None = None
+    steps: dict[str, Seen] = field(default_factory=dict)  # that are nobody's branches
+    branches: dict[str, dict[str, Seen]] = field(default_factory=dict)  # by block
 
     def add(self, event: StepEvent) -> None:
-        """Take an event in. One that is older than what is known is left out: replicas' events may overtake."""
+        """Take an event in. One that is behind what is known is left out: events of two replicas may overtake."""
         if event.step_id is None:
+            self.run = _newer(self.run, event)
             return
-        known = self.steps.get(event.step_id)
-        if known is not None and (known.event.status.is_final or event.at < known.event.at):
-            return
-        started = event.at if event.status is StepStatus.RUNNING else known.started if known is not None else None
-        seen = Seen(event, started)
-        self.steps[event.step_id] = seen
+        siblings = self.steps
         if event.parent_step_id is not None:
-            self.branches.setdefault(event.parent_step_id, {})[event.step_id] = seen
+            siblings = self.branches.setdefault(event.parent_step_id, {})
+        siblings[event.step_id] = _newer(siblings.get(event.step_id), event)
+
+
+def _newer(known: Seen | None, event: StepEvent) -> Seen:
+    if known is not None and _stage(event) < _stage(known.event):
+        return known
+    started = known.started if known is not None else None
+    return Seen(event, event.at if event.status is StepStatus.RUNNING else started)
+
+
+def _stage(event: StepEvent) -> tuple[int, int]:
+    return event.attempt, _STAGES.index(event.status)
 
 
 @contextmanager
@@ -72,7 +86,7 @@ def progress(console: Console) -> Iterator[Show]:
             for event in message.events:
                 picture.add(event)
 
-    with Live(console=console, refresh_per_second=8, get_renderable=lambda: _draw(picture)):
+    with Live(console=console, refresh_per_second=8, get_renderable=lambda: draw(picture)):
         yield show
 
 
@@ -81,7 +95,7 @@ def event_line(event: StepEvent) -> str:
     what = "run" if event.step_id is None else event.step_id
     if event.parent_step_id is not None:
         what = f"{event.parent_step_id} / {what}"
-    error = f"  {event.error.code}: {event.error.message}" if event.error is not None else ""
+    error = f"  {event.error.code}: {_one_line(event.error.message)}" if event.error is not None else ""
     return f"{event.at:%H:%M:%S.%f}"[:-3] + f"  {event.status:<9}  {what}{error}"
 
 
@@ -91,38 +105,52 @@ def _write_lines(messages: Iterable[RunEvent]) -> None:
             typer.echo(event_line(event), err=True)
 
 
-def _draw(picture: Picture) -> RenderableType:
+def draw(picture: Picture) -> RenderableType:
+    """Return the picture for a terminal: the steps, the run, and why it failed."""
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
     for step_id, seen in list(picture.steps.items()):
-        if seen.event.parent_step_id is not None:
-            continue
-        branches = picture.branches.get(step_id)
-        table.add_row(step_id, _status(seen.event), _bar(branches) if branches else _duration(seen))
-        if branches:
-            _add_branches(table, branches)
-    return table
+        branches = picture.branches.get(step_id, {})
+        table.add_row(step_id, _status(seen.event), _bar(branches) if branches else _account(seen))
+        _add_branches(table, branches)
+    if picture.run is not None:
+        table.add_row(Text("run", style="bold"), _status(picture.run.event), _duration(picture.run))
+    return Group(table)
 
 
 def _add_branches(table: Table, branches: dict[str, Seen]) -> None:
-    shown = list(branches.items())
-    if len(shown) > SHOWN_BRANCHES:
-        telling = {StepStatus.RUNNING, StepStatus.FAILED, StepStatus.QUEUED}
-        shown = [(key, seen) for key, seen in shown if seen.event.status in telling][:SHOWN_BRANCHES]
+    if len(branches) <= SHOWN_BRANCHES:
+        shown = list(branches.items())
+    else:
+        shown = [(key, seen) for key, seen in branches.items() if seen.event.status in _TELLING][:SHOWN_BRANCHES]
     for step_id, seen in shown:
-        table.add_row(f"  {step_id}", _status(seen.event), _duration(seen))
+        table.add_row(f"  {step_id}", _status(seen.event), _account(seen))
 
 
 def _status(event: StepEvent) -> Text:
-    text = Text(event.status, style=STYLES[event.status])
-    if event.error is not None:
-        text.append(f"  {event.error.message[:80]}", style="red")
+    return Text(event.status, style=STYLES[event.status])
+
+
+def _account(seen: Seen) -> Text:
+    text = Text(_duration(seen))
+    if seen.event.error is not None:
+        text.append(f"  {_one_line(seen.event.error.message)}", style="red")
     return text
 
 
 def _bar(branches: dict[str, Seen]) -> RenderableType:
-    ended = sum(seen.event.status.is_final for seen in branches.values())
+    counts = Counter(seen.event.status for seen in branches.values())
+    ended = sum(count for status, count in counts.items() if status.is_final)
+    others = [
+        f"{counts[status]} {status.lower()}"
+        for status in (StepStatus.RUNNING, StepStatus.QUEUED, StepStatus.PENDING, StepStatus.FAILED)
+        if counts[status]
+    ]
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(total=len(branches), completed=ended, width=30), f"{ended}/{len(branches)}")
+    bar = ProgressBar(total=len(branches), completed=ended, width=_BAR_WIDTH)
+    grid.add_row(bar, f"{ended}/{len(branches)}", Text(", ".join(others), style="dim"))
     return grid
 
 
@@ -131,3 +159,7 @@ def _duration(seen: Seen) -> str:
         return ""
     end = seen.event.at if seen.event.status.is_final else datetime.now(seen.started.tzinfo)
     return f"{max((end - seen.started).total_seconds(), 0):.1f} s"
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

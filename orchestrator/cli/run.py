@@ -1,7 +1,6 @@
 """`forkjoin run`: a workflow from start to end in this process."""
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from messaging.telemetry import LogLevel, configure_logging
 from orchestrator.cli.following import follow
 from orchestrator.cli.outcome import tell
-from orchestrator.cli.terminal import read_document, read_input, stderr, told
+from orchestrator.cli.terminal import quiet, read_document, read_input, stderr, told
 from orchestrator.client import Client
 from orchestrator.settings import Settings
 from schemas.messages import RunRequest, RunResult
@@ -29,9 +28,15 @@ def run(
         str | None,
         typer.Option(metavar="MODULE:REGISTRY", help="Default: `agents` in the agents.py beside FILE."),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Attempts of each agent at once.")] = 10,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the runs are kept. Default: .forkjoin")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write run id, status, output and error to stdout.")] = False,
+    concurrency: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Attempts of each agent at once.")
+    ] = 10,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Where the runs are kept. Default: .forkjoin")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Write run id, status, output and error to stdout.")
+    ] = False,
 ) -> None:
     """Run a workflow here, with nothing else running: orchestrator, worker, broker and Postgres in one command.
 
@@ -39,8 +44,7 @@ def run(
     """
     with told():
         settings = Settings.load(data_dir=data_dir, agents=agents)
-        quiet = LogLevel.ERROR if "FORKJOIN_LOG_LEVEL" not in os.environ else settings.log_level
-        configure_logging(quiet, settings.log_format)
+        configure_logging(quiet(settings, LogLevel.ERROR), settings.log_format)
         document = read_document(file)
         workflow = parse_workflow(document)
         request = RunRequest(run_id=uuid4(), workflow=document, input=read_input(input_text))

@@ -10,10 +10,11 @@ from uuid import UUID
 import typer
 
 from messaging.rabbitmq import RabbitmqBroker
-from messaging.telemetry import LogLevel, configure_logging
+from messaging.telemetry import configure_logging
+from orchestrator.cli.databases import any_database, named_database
 from orchestrator.cli.following import show_until_end
 from orchestrator.cli.progress import progress
-from orchestrator.cli.terminal import FAILED, print_json, stderr, told
+from orchestrator.cli.terminal import FAILED, print_json, quiet, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
@@ -31,13 +32,13 @@ app = typer.Typer(
 )
 
 RunId = Annotated[UUID, typer.Argument(metavar="ID", help="The run's id.")]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, for programs.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Write JSON to stdout, for programs.")]
 
 
 @app.command("list")
 def list_runs(
     status: Annotated[RunStatus | None, typer.Option(case_sensitive=False, help="Only runs of this status.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="The newest so many.")] = 20,
     as_json: Json = False,
 ) -> None:
     """List the newest runs."""
@@ -55,7 +56,9 @@ def list_runs(
 @app.command("show")
 def show(
     run_id: RunId,
-    all_branches: Annotated[bool, typer.Option("--all", help="Every branch, also of large blocks.")] = False,
+    all_branches: Annotated[
+        bool, typer.Option("--all", metavar="", help="Every branch, also of large blocks.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show a run: the tree of its steps with status, duration, worker and error.
@@ -88,7 +91,7 @@ def watch(run_id: RunId) -> None:
 @app.command("cancel")
 def cancel(
     run_id: RunId,
-    reason: Annotated[str | None, typer.Option(help="Kept in the run's error.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept in the run's error.")] = None,
 ) -> None:
     """Ask the orchestrators on FORKJOIN_AMQP_URL to stop a run. Without effect on a run that has ended."""
     with told():
@@ -100,7 +103,7 @@ async def _watch(settings: Settings, run_id: UUID) -> RunStatus:
     from orchestrator.cli.tables import events_of
     from orchestrator.storage import queries
 
-    async with _database(settings) as database, _client(settings) as client, client.events(run_id) as events:
+    async with named_database(settings) as database, _client(settings) as client, client.events(run_id) as events:
         # Listening comes first, so that nothing is missed between this look and the first event.
         details = await queries.get_run(database, run_id)
         with progress(stderr) as show:
@@ -114,7 +117,7 @@ async def _watch(settings: Settings, run_id: UUID) -> RunStatus:
 
 def _query(question: "Callable[[Database], Awaitable[T]]") -> T:
     async def ask() -> T:
-        async with _database(_quiet_settings()) as database:
+        async with any_database(_quiet_settings()) as database:
             return await question(database)
 
     return asyncio.run(ask())
@@ -122,37 +125,8 @@ def _query(question: "Callable[[Database], Awaitable[T]]") -> T:
 
 def _quiet_settings() -> Settings:
     settings = Settings.load()
-    configure_logging(LogLevel.WARNING, settings.log_format)
+    configure_logging(quiet(settings), settings.log_format)
     return settings
-
-
-@asynccontextmanager
-async def _database(settings: Settings) -> "AsyncIterator[Database]":
-    from orchestrator.bootstrap import make_database
-    from orchestrator.storage.database import Database
-    from orchestrator.storage.embedded import embedded_postgres
-    from orchestrator.storage.schema import check_schema
-
-    if settings.database_url is not None:
-        database = make_database(settings)
-        try:
-            await check_schema(database.engine)
-            yield database
-        finally:
-            await database.close()
-        return
-    if not (settings.data_dir / "postgres").is_dir():
-        raise WrongUse(
-            "there are no runs: FORKJOIN_DATABASE_URL is not set, "
-            f"and `forkjoin run` has kept none in {settings.data_dir}"
-        )
-    with embedded_postgres(settings.data_dir) as url:
-        database = Database(url)
-        try:
-            await check_schema(database.engine)
-            yield database
-        finally:
-            await database.close()
 
 
 @asynccontextmanager

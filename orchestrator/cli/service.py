@@ -19,9 +19,9 @@ def serve(
     Start as many as you like: they share the work, and take over from each other. It needs FORKJOIN_AMQP_URL and
     FORKJOIN_DATABASE_URL, and a database that `forkjoin migrate` has prepared. It waits for both to be reachable.
     """
-    from orchestrator import bootstrap
-
     with told():
+        from orchestrator import bootstrap
+
         settings = Settings.load(log_level=log_level, log_format=log_format)
         configure_logging(settings.log_level, settings.log_format)
         asyncio.run(bootstrap.serve(settings))
@@ -32,17 +32,17 @@ def migrate() -> None:
 
     Safe to repeat, and to run from several places at once. A schema that is newer than this version is left alone.
     """
-    from orchestrator.bootstrap import make_database
-    from orchestrator.storage import schema
-
-    async def upgrade() -> tuple[str | None, str]:
-        database = make_database(Settings.load())
-        try:
-            return await schema.migrate(database.engine)
-        finally:
-            await database.close()
-
     with told():
+        from orchestrator.bootstrap import make_database
+        from orchestrator.storage import schema
+
+        async def upgrade() -> tuple[str | None, str]:
+            database = make_database(Settings.load())
+            try:
+                return await schema.migrate(database.engine)
+            finally:
+                await database.close()
+
         before, after = asyncio.run(upgrade())
         typer.echo(
             f"the schema is at {after}" if before == after else f"migrated from {before or 'nothing'} to {after}"

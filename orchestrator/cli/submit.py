@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 import typer
 
 from messaging.rabbitmq import RabbitmqBroker
-from messaging.telemetry import LogLevel, configure_logging
+from messaging.telemetry import configure_logging
 from orchestrator.cli.following import follow
 from orchestrator.cli.outcome import tell
-from orchestrator.cli.terminal import print_json, read_document, read_input, stderr, told
+from orchestrator.cli.terminal import print_json, quiet, read_document, read_input, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
@@ -26,13 +26,17 @@ def submit(
     ] = None,
     run_id: Annotated[
         UUID | None,
-        typer.Option(help="Choose it to be able to repeat the command safely: the same id and body is the same run."),
+        typer.Option(
+            metavar="UUID", help="Choose it to repeat the command safely: the same id and content is the same run."
+        ),
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Kept with the run; may be repeated.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Show progress; print the output at the end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout, for programs.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", metavar="", help="Show progress; print the output at the end.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Write JSON to stdout, for programs.")] = False,
 ) -> None:
     """Submit a run to the orchestrators on FORKJOIN_AMQP_URL, and print its id.
 
@@ -40,7 +44,7 @@ def submit(
     """
     with told():
         settings = Settings.load()
-        configure_logging(LogLevel.WARNING, settings.log_format)
+        configure_logging(quiet(settings), settings.log_format)
         document = read_document(file)
         parse_workflow(document)
         request = RunRequest(

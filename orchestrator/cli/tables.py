@@ -18,6 +18,8 @@ from schemas.statuses import StepStatus
 SHOWN_BRANCHES: Final = 50  # of a block; of a larger one those that did not simply complete
 
 _console: Final = Console(highlight=False)
+if not _console.is_terminal:
+    _console.width = 10_000  # a file or another program has no margin at which ids should be cut
 
 
 def runs_table(runs: Sequence[RunSummary]) -> None:
@@ -25,7 +27,10 @@ def runs_table(runs: Sequence[RunSummary]) -> None:
     if not runs:
         _console.print("no runs")
         return
-    table = Table("run", "workflow", "status", "started", "duration", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True, min_width=36)  # whole, so that it can be copied
+    for title in ("workflow", "status", "requested (UTC)", "duration"):
+        table.add_column(title, overflow="fold")
     for run in runs:
         table.add_row(
             str(run.run_id),

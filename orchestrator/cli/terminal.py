@@ -11,7 +11,9 @@ from rich.console import Console
 
 from messaging.port import BrokerError
 from messaging.settings import SettingsInvalid
+from messaging.telemetry import LogLevel
 from orchestrator.errors import OrchestratorError, WrongUse
+from orchestrator.settings import Settings
 from schemas.errors import JsonRefused, WorkflowInvalid
 from schemas.json_text import load_json
 
@@ -19,6 +21,10 @@ FAILED: Final = 1
 WRONG_USE: Final = 2
 
 _ORCHESTRATOR_PACKAGES: Final = frozenset({"sqlalchemy", "asyncpg", "alembic"})
+
+# SQLSTATEs (PostgreSQL, appendix A). No class of a driver is named here: most commands work without one.
+_OUT_OF_REACH: Final = ("08", "53", "57P")  # connection exceptions; insufficient resources; shutdown
+_REFUSED: Final = ("28", "3D", "42501")  # wrong credentials; no such database; not permitted
 
 stderr: Final = Console(stderr=True, highlight=False)
 
@@ -42,6 +48,16 @@ def told() -> Iterator[None]:
             raise
         message = f"this command needs {error.name}: pip install 'forkjoin[orchestrator]'"
         raise _end(message, WRONG_USE) from None
+    except Exception as error:
+        trouble = _database_trouble(error)
+        if trouble is None:
+            raise
+        raise _end(trouble, FAILED) from None
+
+
+def quiet(settings: Settings, otherwise: LogLevel = LogLevel.WARNING) -> LogLevel:
+    """Return the log level of a command that talks to a person: *otherwise*, unless FORKJOIN_LOG_LEVEL says more."""
+    return settings.log_level if "log_level" in settings.model_fields_set else otherwise
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -64,6 +80,21 @@ def read_input(text: str | None) -> Any:
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Write JSON for programs and people to stdout."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=_plain))
+
+
+def _database_trouble(error: BaseException) -> str | None:
+    """Say what Postgres has against us, or return None where it is not about Postgres."""
+    origin = getattr(error, "orig", None) or error
+    sqlstate = getattr(origin, "sqlstate", None) or ""
+    if isinstance(origin, OSError) or sqlstate.startswith(_OUT_OF_REACH):
+        return f"Postgres at FORKJOIN_DATABASE_URL cannot be reached: {_one_line(origin)}"
+    if sqlstate.startswith(_REFUSED):
+        return f"Postgres at FORKJOIN_DATABASE_URL refused us: {_one_line(origin)}"
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_json(path: Path, what: str) -> Any:

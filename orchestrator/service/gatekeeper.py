@@ -10,8 +10,8 @@ up for by the reconciliation of the next lease round.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
-from typing import Final
+from collections.abc import Collection, Coroutine, Iterable, Sequence
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import structlog
@@ -116,7 +116,8 @@ class Gatekeeper:
         self._driver = driver
         self._replica_id = replica_id
         self._gates: dict[GateKey, HeldGate] = {}
-        self._opening = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._background: set[asyncio.Task[Any]] = set()
 
     async def open_gates(self, batch: Committed) -> None:
         """Open the gates of new blocks; called after a commit, before its messages go out."""
@@ -124,7 +125,7 @@ class Gatekeeper:
             await self._open((gate.run_id, gate.block_id), gate.max_parallelism)
 
     async def tell_holders(self, batch: Committed) -> None:
-        """Tell the holders of gates what a commit changed; called after it."""
+        """Tell the holders of gates what a commit changed; called after it. Nobody waits for notices to arrive."""
         elsewhere = []
         for change in batch.gate_changes:
             notice = _notice(change)
@@ -133,7 +134,7 @@ class Gatekeeper:
             else:
                 elsewhere.append(_notice_message(change.holder, notice))
         if elsewhere:
-            await self._broker.publish(elsewhere)
+            self._in_background(self._broker.publish(elsewhere))
 
     async def run(self) -> None:
         """Renew the leases for ever."""
@@ -160,10 +161,11 @@ class Gatekeeper:
             gate.branches_dispatched(notice.dispatched)
             await gate.branches_ended(notice.ended)
         if notice.block_over:
-            await self._remove(key)
+            self._in_background(self._remove(key))
 
     async def close(self) -> None:
         """Give all gates up at once: others take over without waiting for a lease to lapse."""
+        await asyncio.gather(*self._background, return_exceptions=True)
         for key in list(self._gates):
             await self._let_go(key)
         await release_leases(self._database, self._replica_id)
@@ -183,7 +185,7 @@ class Gatekeeper:
             await self._driver.drive([SlotsFree(*key)])
 
     async def _open(self, key: GateKey, max_parallelism: int) -> None:
-        async with self._opening:
+        async with self._changing:
             if key in self._gates:
                 return
             prefetch = max_parallelism if max_parallelism <= MAX_PREFETCH else 0
@@ -196,9 +198,21 @@ class Gatekeeper:
             await gate.close()
 
     async def _remove(self, key: GateKey) -> None:
-        await self._let_go(key)
-        await self._broker.delete_queue(topology.gate_queue(*key).name)
-        await delete_gate(self._database, self._replica_id, *key)
+        async with self._changing:
+            await self._let_go(key)
+            await self._broker.delete_queue(topology.gate_queue(*key).name)
+            await delete_gate(self._database, self._replica_id, *key)
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        # Should it fail, the next lease round makes up for it.
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: "asyncio.Task[Any]") -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("The next lease round makes up for a notice", action="gate_notice_failed", error=str(error))
 
 
 def _notice(change: GateChange) -> GateNotice:

@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 PAGE: Final = 500
 RETRY_SECONDS: Final = 1.0
+FORGET_SECONDS: Final = 0.02  # sent rows are deleted together; a crash before that sends them twice, which is harmless
 IN_FLIGHT_BATCHES: Final = 4  # more would only pile up in front of a slow broker; the sweep takes the rest
 
 
@@ -52,6 +53,8 @@ class Relay:
         self._interval = interval
         self._wake = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
+        self._sent_ids: list[UUID] = []
+        self._any_sent = asyncio.Event()
 
     async def committed(self, batch: Committed) -> None:
         """Send a commit's messages; called right after it."""
@@ -88,11 +91,32 @@ class Relay:
         return len(rows) == PAGE
 
     async def drain(self) -> None:
-        """Wait until the messages that were handed over are sent."""
+        """Wait until the messages that were handed over are sent, and forgotten."""
         await asyncio.gather(*self._sending, return_exceptions=True)
+        await self._forget_sent()
+
+    async def forget(self) -> None:
+        """Delete the rows of sent messages, for ever."""
+        while True:
+            await self._any_sent.wait()
+            await asyncio.sleep(FORGET_SECONDS)
+            await self._forget_sent()
+
+    async def _forget_sent(self) -> None:
+        self._any_sent.clear()
+        ids = list(self._sent_ids)
+        if ids:
+            async with self._database.connection() as connection:
+                await delete_sent(connection, ids)
+            # Only now: while Postgres is out of reach they stay to be forgotten.
+            del self._sent_ids[: len(ids)]
 
     async def _send_now(self, rows: Sequence[OutboxRow]) -> None:
         outcomes = await self._publish(rows)
+        if all(outcome is PublishOutcome.CONFIRMED for outcome in outcomes):
+            self._sent_ids.extend(row.message_id for row in rows)
+            self._any_sent.set()
+            return
         async with self._database.connection() as connection:
             undeliverable = await self._settle(connection, rows, outcomes)
         await self._give_up(undeliverable)

@@ -72,6 +72,7 @@ class Replica:
             await intake.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "relay": self.relay.run,
+            "forget": self.relay.forget,
             "gatekeeper": self.gatekeeper.run,
             "timers": self.timers.run,
             "notices": self._take_notices,
