@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from orchestrator.engine.decide import Moment
 from orchestrator.engine.decision import Verdict
-from orchestrator.engine.inputs import ExternalInput
+from orchestrator.engine.inputs import BranchArrived, ExternalInput, SlotsFree
 from orchestrator.service.batch import Answer, Batch, Committed
 from orchestrator.service.plans import PlanCache
 from orchestrator.storage.database import Database, is_lost_connection, is_transient
@@ -19,6 +19,9 @@ from orchestrator.storage.unit_of_work import unit_of_work
 log = structlog.get_logger(__name__)
 
 MAX_TRIES: Final = 10  # of a transaction that the server itself keeps undoing, for instance by deadlocks
+
+# Late and repeated messages. A gate's own questions are not among them: most of those change nothing.
+_WITHOUT_EFFECT: Final = frozenset({Verdict.STALE, Verdict.REJECTED})
 
 Follower = Callable[[Committed], Awaitable[None]]
 
@@ -87,7 +90,7 @@ class Driver:
     def _report(self, inputs: Sequence[ExternalInput], committed: Committed) -> None:
         self.verdicts.update((answer.verdict, answer.code) for answer in committed.answers)
         for event, answer in zip(inputs, committed.answers, strict=True):
-            if answer.verdict in {Verdict.STALE, Verdict.REJECTED}:
+            if answer.verdict in _WITHOUT_EFFECT and not isinstance(event, BranchArrived | SlotsFree):
                 log.info(
                     "An input had no effect",
                     action="input_without_effect",

@@ -7,6 +7,7 @@ the broker did not confirm or could not route — is found by the sweep when it 
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
@@ -28,7 +29,8 @@ log = structlog.get_logger(__name__)
 PAGE: Final = 500
 RETRY_SECONDS: Final = 1.0
 FORGET_SECONDS: Final = 0.02  # sent rows are deleted together; a crash before that sends them twice, which is harmless
-IN_FLIGHT_BATCHES: Final = 4  # more would only pile up in front of a slow broker; the sweep takes the rest
+SENDERS: Final = 4  # publishing at once; what is committed meanwhile goes out with the next one that is free
+MAX_PENDING_BYTES: Final = 32 * 1024 * 1024  # what a slow broker keeps waiting beyond that is left to the sweep
 
 
 class Relay:
@@ -52,21 +54,28 @@ class Relay:
         self._unknown_agent_after = unknown_agent_after
         self._interval = interval
         self._wake = asyncio.Event()
-        self._sending: set[asyncio.Task[None]] = set()
+        self._pending: deque[OutboxRow] = deque()
+        self._pending_bytes = 0
+        self._senders: set[asyncio.Task[None]] = set()
         self._sent_ids: list[UUID] = []
         self._any_sent = asyncio.Event()
+        self._forgetting = asyncio.Lock()
 
     async def committed(self, batch: Committed) -> None:
         """Send a commit's messages; called right after it."""
         if batch.left_in_outbox:
             self._wake.set()
-        if not batch.messages or len(self._sending) >= IN_FLIGHT_BATCHES:
+        size = sum(len(row.body) for row in batch.messages)
+        if not batch.messages or self._pending_bytes + size > MAX_PENDING_BYTES:
             return
-        task = asyncio.create_task(self._send_now(batch.messages))
-        self._sending.add(task)
-        task.add_done_callback(self._sent)
-        # One turn for it: tasks for workers get onto the wire before the acks that are written next.
-        await asyncio.sleep(0)
+        self._pending.extend(batch.messages)
+        self._pending_bytes += size
+        if len(self._senders) < SENDERS:
+            sender = asyncio.create_task(self._send_pending())
+            self._senders.add(sender)
+            sender.add_done_callback(self._sender_ended)
+            # One turn for it: tasks for workers get onto the wire before the acks that are written next.
+            await asyncio.sleep(0)
 
     async def run(self) -> None:
         """Sweep whenever there is reason to, and every *interval* seconds."""
@@ -92,7 +101,7 @@ class Relay:
 
     async def drain(self) -> None:
         """Wait until the messages that were handed over are sent, and forgotten."""
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await asyncio.gather(*self._senders, return_exceptions=True)
         await self._forget_sent()
 
     async def forget(self) -> None:
@@ -103,13 +112,21 @@ class Relay:
             await self._forget_sent()
 
     async def _forget_sent(self) -> None:
-        self._any_sent.clear()
-        ids = list(self._sent_ids)
-        if ids:
+        async with self._forgetting:
+            self._any_sent.clear()
+            ids = list(self._sent_ids)
+            if not ids:
+                return
             async with self._database.connection() as connection:
                 await delete_sent(connection, ids)
             # Only now: while Postgres is out of reach they stay to be forgotten.
             del self._sent_ids[: len(ids)]
+
+    async def _send_pending(self) -> None:
+        while self._pending:
+            rows = [self._pending.popleft() for _ in range(min(len(self._pending), PAGE))]
+            self._pending_bytes -= sum(len(row.body) for row in rows)
+            await self._send_now(rows)
 
     async def _send_now(self, rows: Sequence[OutboxRow]) -> None:
         outcomes = await self._publish(rows)
@@ -121,8 +138,8 @@ class Relay:
             undeliverable = await self._settle(connection, rows, outcomes)
         await self._give_up(undeliverable)
 
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
+    def _sender_ended(self, task: asyncio.Task[None]) -> None:
+        self._senders.discard(task)
         if not task.cancelled() and task.exception() is not None:
             # The rows are still in the outbox, and the sweep sends them again when they are due.
             log.warning("Messages were left to the sweep", action="relay_interrupted", error=str(task.exception()))
