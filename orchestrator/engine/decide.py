@@ -90,6 +90,9 @@ def apply(state: RunState, decision: Decision, moment: Moment) -> None:
         state.put_run(decision.run)
     if decision.created_run is not None:
         state.run_values = RunValues(decision.created_run.input, None, None)
+    if decision.run is not None and decision.run.status.is_final:
+        # What is stored is older. Nobody asks for the input any more: no step of this run is entered again.
+        state.run_values = RunValues(None, decision.run.output, decision.run.error)
     for step in decision.steps:
         state.put_step(step)
     if decision.cancels_open_steps:

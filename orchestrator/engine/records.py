@@ -63,7 +63,7 @@ class Branches:
     @property
     def free_slots(self) -> int:
         """How many more branches the gate may let through, if so many are left."""
-        if self.max_parallelism is None or self.passed >= self.total:
+        if self.max_parallelism is None or not self.is_gated or self.passed >= self.total:
             return 0
         return min(self.max_parallelism - self.dispatched, self.total - self.passed)
 

@@ -27,7 +27,6 @@ from orchestrator.storage.definitions import (
     definition_id,
     digest,
     find_definition,
-    load_definition,
     store_definition,
 )
 from schemas.codec import decode, encode
@@ -85,10 +84,8 @@ class RequestReader:
     async def _definition(self, request: RunRequest, *, large: bool) -> tuple[str, str, str]:
         if request.workflow is None:
             assert request.workflow_id is not None, "the contract asks for one of the two"
-            identity = await find_definition(self._database, request.workflow_id, request.workflow_version)
-            async with self._database.connection() as connection:
-                document = await load_definition(connection, identity)
-            return identity, request.workflow_id, str(document.get("version", ""))
+            identity, version = await find_definition(self._database, request.workflow_id, request.workflow_version)
+            return identity, request.workflow_id, version
         document = request.workflow
         identity = definition_id(document)
         known = self._stored.get(identity)

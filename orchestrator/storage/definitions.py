@@ -20,7 +20,7 @@ _STORE: Final = """
 """
 _REGISTER: Final = "UPDATE workflows SET registered_at = clock_timestamp() WHERE definition_id = $1"
 _FIND: Final = """
-    SELECT definition_id FROM workflows
+    SELECT definition_id, version FROM workflows
     WHERE workflow_id = $1 AND registered_at IS NOT NULL
         AND ($2::text IS NULL OR version = $2)
     ORDER BY registered_at DESC LIMIT 1
@@ -68,18 +68,18 @@ async def register_workflow(database: Database, workflow: Workflow, document: Ma
     return identity
 
 
-async def find_definition(database: Database, workflow_id: str, version: str | None) -> str:
-    """Return the id of the newest definition registered under *workflow_id* (and *version*).
+async def find_definition(database: Database, workflow_id: str, version: str | None) -> tuple[str, str]:
+    """Return the id and version of the newest definition registered under *workflow_id* (and *version*).
 
     Raises:
         UnknownWorkflow: There is none.
     """
     async with database.connection() as connection:
-        identity = await connection.fetchval(_FIND, workflow_id, version)
-    if identity is None:
+        row = await connection.fetchrow(_FIND, workflow_id, version)
+    if row is None:
         which = f'"{workflow_id}"' + (f' version "{version}"' if version is not None else "")
         raise UnknownWorkflow(f"no workflow {which} is registered: `forkjoin workflows register FILE` does that")
-    return str(identity)
+    return row["definition_id"], row["version"]
 
 
 async def load_definition(connection: Connection, identity: str) -> dict[str, Any]:

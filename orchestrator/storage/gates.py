@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from messaging import topology
 from orchestrator.storage.database import Database
 from orchestrator.storage.unit_of_work import GATE_LEASE_SECONDS
 from schemas.statuses import StepStatus
@@ -22,7 +23,13 @@ _LEASE: Final = """
         s.branches_dispatched < g.max_parallelism AND s.branches_passed < s.branches_total AS has_free_slots
 """
 _RELEASE: Final = "UPDATE gates SET lease_until = now() - interval '1 second' WHERE holder = $1"
-_DELETE: Final = "DELETE FROM gates WHERE run_id = $1 AND block_id = $2 AND holder = $3"
+# Tickets that are still to be sent go with their gate: no queue would ever take them.
+_DELETE: Final = """
+    WITH gone AS (
+        DELETE FROM gates WHERE run_id = $1 AND block_id = $2 AND holder = $3 RETURNING run_id
+    )
+    DELETE FROM outbox USING gone WHERE outbox.run_id = gone.run_id AND exchange = $4 AND routing_key = $5
+"""
 _OVER: Final = """
     SELECT step_id FROM step_executions
     WHERE run_id = $1 AND step_id = ANY($2::text[])
@@ -63,9 +70,10 @@ async def release_leases(database: Database, replica_id: str) -> None:
 
 
 async def delete_gate(database: Database, replica_id: str, run_id: UUID, block_id: str) -> None:
-    """Forget a gate whose queue is gone, if this replica still holds it."""
+    """Forget a gate whose queue is gone, with its unsent tickets, if this replica still holds it."""
+    key = topology.gate_key(run_id, block_id)
     async with database.connection() as connection:
-        await connection.execute(_DELETE, run_id, block_id, replica_id)
+        await connection.execute(_DELETE, run_id, block_id, replica_id, topology.GATES_EXCHANGE, key)
 
 
 async def branches_over(database: Database, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:

@@ -36,6 +36,10 @@ class Service:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS)
 
+    def end(self) -> int:
+        """Wait until it ends by itself, and return its exit code."""
+        return self.process.wait(STOP_SECONDS)
+
     def kill(self) -> None:
         """SIGKILL it."""
         self.process.kill()
@@ -72,12 +76,14 @@ class Cluster:
             "FORKJOIN_TEST_JOURNAL": str(self.journal),
         }
 
-    def forkjoin(self, *arguments: str, timeout: float = 120.0) -> "subprocess.CompletedProcess[str]":
+    def forkjoin(
+        self, *arguments: str, timeout: float = 120.0, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a `forkjoin` command to its end."""
         return subprocess.run(
             [sys.executable, "-m", "orchestrator", *arguments],
             cwd=ROOT,
-            env=self.environment,
+            env={**self.environment, **environment},
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -91,11 +97,15 @@ class Cluster:
 
     def start_orchestrator(self, **environment: str) -> Service:
         """Start a replica and wait until it is ready."""
-        return self._start(["-m", "orchestrator", "serve"], "orchestrator_ready", environment)
+        service = self.launch("orchestrator", "serve", **environment)
+        service.wait_for("orchestrator_ready")
+        return service
 
     def start_worker(self, *options: str, registry: str = "tests.acceptance.journal_agents:agents") -> Service:
         """Start a worker and wait until it is ready."""
-        return self._start(["-m", "agent_worker", registry, *options], "worker_ready", {})
+        service = self.launch("agent_worker", registry, *options)
+        service.wait_for("worker_ready")
+        return service
 
     def stop(self) -> None:
         """Kill whatever still runs."""
@@ -103,11 +113,12 @@ class Cluster:
             if service.process.poll() is None:
                 service.kill()
 
-    def _start(self, arguments: list[str], ready: str, environment: dict[str, str]) -> Service:
+    def launch(self, package: str, *arguments: str, **environment: str) -> Service:
+        """Start a command as a process of its own, and do not wait for anything."""
         log = self.directory / f"service-{len(self.services)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [sys.executable, "-m", package, *arguments],
                 cwd=ROOT,
                 env={**self.environment, **environment},
                 stdout=output,
@@ -115,7 +126,6 @@ class Cluster:
             )
         service = Service(process, log)
         self.services.append(service)
-        service.wait_for(ready)
         return service
 
 

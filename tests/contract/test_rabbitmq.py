@@ -211,6 +211,7 @@ async def test_more_than_the_socket_takes_times_out_as_unknown_too(backend: Rabb
 async def test_closing_does_not_wait_for_a_broker_that_stopped_reading(backend: RabbitmqBackend) -> None:
     broker = await backend.client(publish_timeout=0.5)
     await broker.declare([], [WORK])
+    assert await broker.publish([message()]) == [CONFIRMED]
     backend.proxy.freeze()
     more_than_sockets_buffer = b"x" * 16_000_000
     assert await broker.publish([message(body=more_than_sockets_buffer)] * 2) == [UNKNOWN, UNKNOWN]
