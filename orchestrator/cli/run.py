@@ -42,7 +42,7 @@ def run(
 
     Progress goes to stderr, the run's output to stdout as JSON. The run is kept: `forkjoin runs show` shows it later.
     """
-    with told():
+    with told(extra="embedded"):
         settings = Settings.load(data_dir=data_dir, agents=agents)
         configure_logging(quiet(settings, LogLevel.ERROR), settings.log_format)
         document = read_document(file)

@@ -30,8 +30,12 @@ stderr: Final = Console(stderr=True, highlight=False)
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Turn the errors that a user should read into a message on stderr and an exit code."""
+def told(extra: str = "orchestrator") -> Iterator[None]:
+    """Turn the errors that a user should read into a message on stderr and an exit code.
+
+    Args:
+        extra: What to install where the command's packages are missing.
+    """
     try:
         yield
     except WorkflowInvalid as invalid:
@@ -46,7 +50,7 @@ def told() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _ORCHESTRATOR_PACKAGES:
             raise
-        message = f"this command needs {error.name}: pip install 'forkjoin[orchestrator]'"
+        message = f"this command needs {error.name}: pip install 'forkjoin[{extra}]'"
         raise _end(message, WRONG_USE) from None
     except Exception as error:
         trouble = _database_trouble(error)

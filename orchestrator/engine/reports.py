@@ -65,7 +65,10 @@ def _attempt_lives(step: StepExecution, report: AgentResult, now: datetime) -> D
     if next_step_status(step.status, Trigger.START) is None:
         return Decision(Verdict.STALE, codes.LATE_REPORT)
     seen = replace(step, heartbeat_at=now)
-    if step.status is StepStatus.RUNNING and step.worker_id == report.worker_id:
+    # Only a start hands the step to another worker, and gives the attempt its full time again. Or else two workers that
+    # both have the task, after a lost connection, would keep each other from ever being overdue.
+    is_start = report.status is ReportStatus.STARTED and step.worker_id != report.worker_id
+    if step.status is StepStatus.RUNNING and not is_start:
         return Decision(Verdict.APPLIED, steps=(seen,))
     started = seen.advanced(
         Trigger.START,

@@ -4,9 +4,11 @@ While one batch is in its transaction the next deliveries collect; the next tran
 whole of the batching: no timer, and nothing waits when there is little to do.
 
 A delivery that cannot be read is dead-lettered with its reason. A batch that cannot be applied is halved until the
-one that is to blame stands alone; that one is dead-lettered, the others are applied.
+one that is to blame stands alone; that one is dead-lettered, the others are applied. Whatever happens, each delivery
+is settled: one that was forgotten would stay with this process until its end.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -17,11 +19,13 @@ from messaging.port import Broker, BrokerUnavailable, Consumer, ConsumerClosed, 
 from orchestrator.engine.inputs import ExternalInput
 from orchestrator.service.batch import Answer
 from orchestrator.service.driver import Driver
+from orchestrator.storage.database import is_transient
 
 log = structlog.get_logger(__name__)
 
 BATCH: Final = 500
 PREFETCH: Final = 2 * BATCH  # one batch in its transaction, one collecting
+READ_AGAIN_SECONDS: Final = 0.5  # after an error that passes
 
 
 class Refused(Exception):
@@ -56,7 +60,11 @@ class Reader(Protocol):
         """
 
     async def answered(self, item: Item, answer: Answer) -> None:
-        """Do what the answer asks for beyond the transaction."""
+        """Do what the answer asks for beyond the transaction.
+
+        Raises:
+            Refused: The answer is a refusal, and nobody could be told.
+        """
 
 
 class Intake:
@@ -102,12 +110,23 @@ class Intake:
 
     async def _read(self, consumer: Consumer, delivery: Delivery) -> Item | None:
         try:
-            return Item(delivery, await self._reader.read(delivery))
+            return Item(delivery, await self._patiently_read(delivery))
         except Refused as refused:
             await self._dead_letter(consumer, delivery, refused.reason)
         except Handled:
             await consumer.ack([delivery])
+        except Exception as error:
+            await self._blame(consumer, delivery, error)
         return None
+
+    async def _patiently_read(self, delivery: Delivery) -> ExternalInput:
+        while True:
+            try:
+                return await self._reader.read(delivery)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+            await asyncio.sleep(READ_AGAIN_SECONDS)
 
     async def _apply(self, consumer: Consumer, items: Sequence[Item]) -> None:
         if not items:
@@ -117,9 +136,16 @@ class Intake:
         except Exception as error:
             await self._isolate(consumer, items, error)
             return
-        for item, answer in zip(items, answers, strict=True):
+        answered = zip(items, answers, strict=True)
+        await consumer.ack([item.delivery for item, answer in answered if await self._accepted(consumer, item, answer)])
+
+    async def _accepted(self, consumer: Consumer, item: Item, answer: Answer) -> bool:
+        try:
             await self._reader.answered(item, answer)
-        await consumer.ack([item.delivery for item in items])
+        except Refused as refused:
+            await self._dead_letter(consumer, item.delivery, refused.reason)
+            return False
+        return True
 
     async def _isolate(self, consumer: Consumer, items: Sequence[Item], error: Exception) -> None:
         if len(items) > 1:
@@ -127,9 +153,13 @@ class Intake:
             await self._apply(consumer, items[:middle])
             await self._apply(consumer, items[middle:])
             return
+        await self._blame(consumer, items[0].delivery, error)
+
+    async def _blame(self, consumer: Consumer, delivery: Delivery, error: Exception) -> None:
         log.exception("An input cannot be applied", action="input_failed", queue=self._queue.name, exc_info=error)
-        reason = DeadLetterReason("internal_error", f"{type(error).__name__}: {str(error).splitlines()[0][:500]}")
-        await self._dead_letter(consumer, items[0].delivery, reason)
+        first_line = str(error).partition("\n")[0]
+        reason = DeadLetterReason("internal_error", f"{type(error).__name__}: {first_line[:500]}")
+        await self._dead_letter(consumer, delivery, reason)
 
     async def _dead_letter(self, consumer: Consumer, delivery: Delivery, reason: DeadLetterReason) -> None:
         log.warning(

@@ -1,0 +1,352 @@
+"""The whole system in one process: replicas, workers and a client, over either broker, on a real Postgres."""
+
+import asyncio
+import contextvars
+import json
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from agent_worker import AgentRegistry
+from agent_worker.options import WorkerOptions
+from agent_worker.worker import Worker
+from messaging import topology
+from messaging.memory import MemoryBroker, MemoryServer
+from messaging.port import Broker, Delivery, OutgoingMessage, PublishOutcome, QueueMissing
+from messaging.rabbitmq import RabbitmqBroker
+from orchestrator.client import Client
+from orchestrator.service.replica import Replica
+from orchestrator.storage.database import Database
+from schemas.codec import encode
+from schemas.messages import AgentResult, CancelRun, RunRequest, RunResult
+from schemas.statuses import ReportStatus
+from tests.services.waiting import eventually
+
+SECONDS = 30.0
+_JSON_COLUMNS = ("input", "output", "error", "labels", "document")
+
+# Which replica a task belongs to: tasks inherit the context of whoever creates them, and a task factory notes it.
+_OWNER: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="")
+_OWNERS: "weakref.WeakKeyDictionary[asyncio.Task[Any], str]" = weakref.WeakKeyDictionary()
+
+
+def _owned_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any) -> "asyncio.Task[Any]":
+    context = options.get("context") or contextvars.copy_context()
+    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
+    _OWNERS[task] = context.run(_OWNER.get)
+    return task
+
+
+@dataclass
+class Brokers:
+    """Clients of one broker: of a vhost, or of a server in memory where there is no *amqp_url*."""
+
+    amqp_url: str | None
+    server: MemoryServer = field(default_factory=MemoryServer)
+
+    async def connect(self, name: str, **options: Any) -> Broker:
+        """Return a new, connected client; its owner closes it."""
+        broker: Broker
+        if self.amqp_url is None:
+            broker = MemoryBroker(self.server, name=name, **options)
+        else:
+            broker = RabbitmqBroker(self.amqp_url, name=name, **options)
+        await broker.connect()
+        return broker
+
+
+@dataclass
+class RunningReplica:
+    """One orchestrator replica with its own connections, as one process has it."""
+
+    name: str
+    replica: Replica
+    broker: Broker
+    database: Database
+    failed: "asyncio.Task[None]"
+
+    async def stop(self) -> None:
+        """End it in order; raises what made one of its loops fail."""
+        await self._end(self.replica.stop())
+
+    async def crash(self) -> None:
+        """End it as SIGKILL does: nothing is finished, no lease is given back."""
+        await self._end(self._cancel_all())
+
+    async def _end(self, ending: Awaitable[None]) -> None:
+        broken = self.failed.done() and not self.failed.cancelled()
+        self.failed.cancel()
+        await ending
+        await self.broker.close()
+        await self.database.close()
+        if broken:
+            self.failed.result()
+
+    async def _cancel_all(self) -> None:
+        while tasks := [task for task in asyncio.all_tasks() if self._owns(task)]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _owns(self, task: "asyncio.Task[Any]") -> bool:
+        # The broker client has tasks of its own, which end with it.
+        code = getattr(task.get_coro(), "cr_code", None)
+        return _OWNERS.get(task) == self.name and code is not None and "/orchestrator/" in code.co_filename
+
+
+class System:
+    """What a test plays with. Everything that it starts ends with `close`, and a task that is left over fails."""
+
+    def __init__(self, brokers: Brokers, database_url: str) -> None:
+        self.brokers = brokers
+        self.database_url = database_url
+        self.replicas: list[RunningReplica] = []
+        self._workers: list[Worker] = []
+        self._brokers: list[Broker] = []
+        self._looking = asyncio.Lock()
+
+    async def open(self) -> "System":
+        """Connect the client, and the connection that looks into the tables."""
+        asyncio.get_running_loop().set_task_factory(_owned_task)
+        self.broker = await self.connect("client")
+        self.client = Client(self.broker)
+        self.connection: asyncpg.Connection = await asyncpg.connect(self.database_url)
+        self.database = Database(self.database_url, pool_size=4)
+        return self
+
+    async def connect(self, name: str, **options: Any) -> Broker:
+        """Return another client of the broker."""
+        broker = await self.brokers.connect(name, **options)
+        self._brokers.append(broker)
+        return broker
+
+    async def start_replica(self, name: str | None = None, *, broker: Any = None, **options: Any) -> RunningReplica:
+        """Start a replica with connections of its own; *broker* holds options of its client."""
+        name = name or f"replica-{len(self.replicas) + 1}"
+        database = Database(self.database_url)
+        client = await self.brokers.connect(name, **(broker or {}))
+        replica = Replica(database, client, name, **options)
+        context = contextvars.copy_context()
+        context.run(_OWNER.set, name)
+        await asyncio.create_task(replica.start(), context=context)
+        running = RunningReplica(name, replica, client, database, asyncio.create_task(replica.failed()))
+        self.replicas.append(running)
+        return running
+
+    async def end(self, running: RunningReplica, *, crash: bool) -> None:
+        """End a replica, in order or by a crash."""
+        self.replicas.remove(running)
+        await (running.crash() if crash else running.stop())
+
+    async def start_worker(self, *functions: Callable[..., Any], concurrency: int = 10, **options: Any) -> Worker:
+        """Start a worker whose agents are *functions*, under their own names."""
+        registry = AgentRegistry()
+        for function in functions:
+            registry.agent(function.__name__)(function)
+        worker = Worker(await self.connect("worker"), registry, WorkerOptions(concurrency=concurrency, **options))
+        await worker.start()
+        self._workers.append(worker)
+        return worker
+
+    # Runs
+
+    async def run(self, document: Any, input: Any = None, *, seconds: float = SECONDS, **fields: Any) -> RunResult:
+        """Submit a run and return its result; *document* is a workflow, or None where *fields* name one."""
+        async with asyncio.timeout(seconds):
+            return await self.client.run(_request(document, input, fields))
+
+    async def submit(self, document: Any, input: Any = None, **fields: Any) -> UUID:
+        """Submit a run and return its id."""
+        request = _request(document, input, fields)
+        await self.client.submit(request)
+        assert request.run_id is not None
+        return request.run_id
+
+    async def status(self, run_id: UUID) -> str | None:
+        """Return the run's status; None while there is no such run."""
+        rows = await self.fetch("SELECT status FROM runs WHERE id = $1", run_id)
+        return rows[0]["status"] if rows else None
+
+    async def ended(self, run_id: UUID, *, seconds: float = SECONDS) -> str:
+        """Wait until the run is final, and return its status."""
+
+        async def final() -> str | None:
+            status = await self.status(run_id)
+            return status if status in {"COMPLETED", "FAILED", "CANCELLED"} else None
+
+        return str(await eventually(final, timeout=seconds))
+
+    async def run_row(self, run_id: UUID) -> dict[str, Any]:
+        """Return the run's row."""
+        return _plain((await self.fetch("SELECT * FROM runs WHERE id = $1", run_id))[0])
+
+    async def steps(self, run_id: UUID) -> dict[str, dict[str, Any]]:
+        """Return the run's step executions by step id, as they came to be."""
+        rows = await self.fetch("SELECT * FROM step_executions WHERE run_id = $1 ORDER BY created_at, position", run_id)
+        return {row["step_id"]: _plain(row) for row in rows}
+
+    async def statuses(self, run_id: UUID) -> dict[str, str]:
+        """Return the status of each step."""
+        rows = await self.fetch("SELECT step_id, status FROM step_executions WHERE run_id = $1", run_id)
+        return {row["step_id"]: row["status"] for row in rows}
+
+    async def step_is(self, run_id: UUID, step_id: str, status: str, *, seconds: float = SECONDS) -> None:
+        """Wait until a step has a status."""
+
+        async def reached() -> bool:
+            return (await self.statuses(run_id)).get(step_id) == status
+
+        await eventually(reached, timeout=seconds)
+
+    # What lies beneath
+
+    async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Run one statement on a connection that is the test's own."""
+        async with self._looking:
+            return list(await self.connection.fetch(statement, *arguments))
+
+    async def count(self, table: str) -> int:
+        """Return how many rows a table has."""
+        return int((await self.fetch(f"SELECT count(*) FROM {table}"))[0][0])
+
+    async def somebody_waits_for_a_lock(self) -> None:
+        """Wait until a transaction waits for a lock."""
+        statement = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+        async def waits() -> bool:
+            # The view is a snapshot within a transaction, so this looks from another one.
+            async with self.database.connection() as connection:
+                return bool(await connection.fetch(statement))
+
+        await eventually(waits)
+
+    async def publish(self, queue: str, body: bytes, **fields: Any) -> None:
+        """Put a message into a queue by its name, as any client in any language may."""
+        properties = {"exchange": "", "type": "", "message_id": str(uuid4())} | fields
+        outcome = await self.broker.publish([OutgoingMessage(routing_key=queue, body=body, **properties)])
+        assert outcome == [PublishOutcome.CONFIRMED]
+
+    async def report(self, *reports: AgentResult) -> None:
+        """Send reports as a worker does."""
+        messages = [
+            OutgoingMessage(topology.RESULTS_EXCHANGE, "result.any", "AgentResult", str(uuid4()), encode(report))
+            for report in reports
+        ]
+        assert set(await self.broker.publish(messages)) == {PublishOutcome.CONFIRMED}
+
+    async def cancel(self, run_id: UUID, reason: str | None = None) -> None:
+        """Ask that a run stop."""
+        await self.publish(topology.COMMANDS_QUEUE.name, encode(CancelRun(run_id=run_id, reason=reason)))
+
+    async def task_ids(self, run_id: UUID) -> dict[str, UUID]:
+        """Return the task ids of the current attempts."""
+        statement = "SELECT step_id, task_id FROM step_executions WHERE run_id = $1 AND task_id IS NOT NULL"
+        return {row["step_id"]: row["task_id"] for row in await self.fetch(statement, run_id)}
+
+    def verdicts(self) -> dict[str, int]:
+        """Return how many inputs all replicas together answered with each verdict and code."""
+        counted: dict[str, int] = {}
+        for running in self.replicas:
+            for (verdict, code), number in running.replica.driver.verdicts.items():
+                key = f"{verdict.value} {code}".strip()
+                counted[key] = counted.get(key, 0) + number
+        return counted
+
+    async def dead_letters(self, count: int) -> list[Delivery]:
+        """Wait for *count* dead letters and return them; more than that is an error."""
+        consumer = await self.broker.consume(topology.DEAD_LETTERS_QUEUE, prefetch=0)
+        letters: list[Delivery] = []
+        async with asyncio.timeout(SECONDS):
+            while len(letters) < count:
+                letters += await consumer.receive(1_000)
+        await consumer.ack(letters)
+        await consumer.close()
+        assert len(letters) == count
+        return letters
+
+    async def gate_exists(self, run_id: UUID, block_id: str) -> bool:
+        """Whether the block's gate queue exists."""
+        try:
+            await self.broker.check_queue(topology.gate_queue(run_id, block_id).name)
+        except QueueMissing:
+            return False
+        return True
+
+    async def quiet(self, *, dead_letters: int = 0, seconds: float = 15) -> None:
+        """Wait until nothing is left to do: no message, no outbox row, no gate; so many dead letters."""
+        queues = (topology.RUNS_QUEUE, topology.RESULTS_QUEUE, topology.COMMANDS_QUEUE, topology.DEAD_LETTERS_QUEUE)
+
+        async def left() -> dict[str, int]:
+            found = {table: await self.count(table) for table in ("outbox", "gates")}
+            for queue in queues:
+                found[queue.name] = (await self.broker.check_queue(queue.name)).ready
+            return {name: number for name, number in found.items() if number}
+
+        expected = {topology.DEAD_LETTERS_QUEUE.name: dead_letters} if dead_letters else {}
+        last: dict[str, int] = {}
+
+        async def nothing() -> bool:
+            nonlocal last
+            last = await left()
+            return last == expected
+
+        try:
+            await eventually(nothing, timeout=seconds)
+        except AssertionError:
+            raise AssertionError(f"left over: {last}; expected: {expected}") from None
+
+    async def close(self) -> None:
+        """End everything; a task that is left over, or a replica whose loop failed, is an error."""
+        failures: list[BaseException] = []
+        for worker in self._workers:
+            await worker.close()
+        for running in self.replicas:
+            try:
+                await running.stop()
+            except Exception as failure:
+                failures.append(failure)
+        for broker in self._brokers:
+            await broker.close()
+        await self.connection.close()
+        await self.database.close()
+        await no_tasks_left()
+        if failures:
+            raise failures[0]
+
+
+async def no_tasks_left() -> None:
+    """Fail when a task still runs, other than the caller."""
+
+    def left() -> list[str]:
+        return [str(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+    with suppress(AssertionError):
+        await eventually(lambda: not left(), timeout=3)
+    assert left() == []
+
+
+def completed(run_id: UUID, task_id: UUID, output: Any = None, worker_id: str = "by-hand") -> AgentResult:
+    """Return the report of an attempt that succeeded."""
+    return AgentResult(
+        run_id=run_id, task_id=task_id, status=ReportStatus.COMPLETED, output=output, worker_id=worker_id
+    )
+
+
+def children(steps: dict[str, dict[str, Any]], block_id: str) -> Sequence[dict[str, Any]]:
+    """Return the rows of a block's branches."""
+    return [row for row in steps.values() if row["parent_step_id"] == block_id]
+
+
+def _request(document: Any, input: Any, fields: dict[str, Any]) -> RunRequest:
+    return RunRequest(**{"run_id": uuid4(), "workflow": document, "input": input} | fields)
+
+
+def _plain(row: asyncpg.Record) -> dict[str, Any]:
+    return {
+        name: json.loads(value) if name in _JSON_COLUMNS and value is not None else value for name, value in row.items()
+    }

@@ -1,0 +1,203 @@
+"""Random workflows whose agents do what is written beside them, and what must come of each.
+
+`sequential` walks a workflow one step after the other, with no queue, no counter and nothing that goes wrong on the
+way. Whatever order a distributed run takes, it must arrive at the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from zlib import crc32
+
+from hypothesis import strategies as st
+
+from orchestrator.engine import codes
+from schemas.codec import dump_json
+from schemas.errors import ReferenceBroken
+from schemas.references import compile_template
+from schemas.scope import Scope, StepOutcome
+from schemas.statuses import RunStatus, StepStatus
+from schemas.validation import parse_workflow
+from schemas.workflow import AgentStep, ParallelStep, Workflow
+
+INPUT = {"topic": "rain"}
+BROKEN = "${workflow.input.missing}"
+SHORT, LONG = 5.0, 1_000_000.0  # timeouts in seconds
+
+
+class Behaviour(StrEnum):
+    """What the agent of a step does with its task."""
+
+    COMPLETES = "completes"
+    FAILS = "fails"
+    HANGS = "hangs"  # starts, and is never heard of again
+    IS_MISSING = "is missing"  # no worker offers it
+
+    def __repr__(self) -> str:
+        return f"Behaviour.{self.name}"
+
+
+ERROR_CODES = {
+    Behaviour.FAILS: codes.AGENT_ERROR,
+    Behaviour.HANGS: codes.TIMEOUT,
+    Behaviour.IS_MISSING: codes.UNKNOWN_AGENT,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workflow and its agents. Those that are not in `behaviours` complete their tasks."""
+
+    steps: Mapping[str, Mapping[str, Any]]
+    behaviours: Mapping[str, Behaviour]
+
+    def behaviour(self, step_id: str) -> Behaviour:
+        return self.behaviours.get(step_id, Behaviour.COMPLETES)
+
+    @property
+    def workflow(self) -> Workflow:
+        return parse_workflow({"name": "case", "start_step": "n1", "steps": self.steps})
+
+
+def said(step_id: str, value: Any) -> dict[str, str]:
+    """Return the output of a step: short, and another one for every other input."""
+    return {"said": f"{step_id} {crc32(dump_json(value).encode()):08x}"}
+
+
+# What must come of a case
+
+
+@dataclass
+class Expected:
+    """How a run ends when nothing goes wrong on the way."""
+
+    status: RunStatus = RunStatus.RUNNING
+    output: Any = None
+    steps: dict[str, StepOutcome] = field(default_factory=dict)
+
+
+def sequential(case: Case) -> Expected:
+    """Carry the workflow out, one step after the other."""
+    steps = case.workflow.steps
+    expected, step_id = Expected(), "n1"
+    while True:
+        step = steps[step_id]
+        expected.steps[step_id] = outcome = _outcome(case, steps, step, expected.steps)
+        completed = outcome.status is StepStatus.COMPLETED
+        following = step.next_step if completed else _handler(steps, step, expected.steps)
+        if following is None:
+            expected.status = RunStatus.COMPLETED if completed else RunStatus.FAILED
+            expected.output = outcome.output if completed else None
+            return expected
+        step_id = following
+
+
+def _outcome(case: Case, steps: Mapping[str, Any], step: Any, before: dict[str, StepOutcome]) -> StepOutcome:
+    if isinstance(step, AgentStep):
+        return _agent_outcome(case, step, Scope(INPUT, before))
+    assert isinstance(step, ParallelStep)
+    seen = Scope(INPUT, dict(before))
+    branches = {branch: _agent_outcome(case, steps[branch], seen) for branch in step.parallel_steps}
+    before.update(branches)
+    output = {key: it.output for key, it in branches.items() if it.status is StepStatus.COMPLETED}
+    if len(output) == len(branches):
+        return StepOutcome(StepStatus.COMPLETED, output, None)
+    return StepOutcome(StepStatus.FAILED, output, {"code": codes.BRANCHES_FAILED})
+
+
+def _agent_outcome(case: Case, step: AgentStep, scope: Scope) -> StepOutcome:
+    try:
+        value = compile_template(step.input_mapping).resolve(scope)
+    except ReferenceBroken:
+        return StepOutcome(StepStatus.FAILED, None, {"code": codes.REFERENCE_BROKEN})
+    behaviour = case.behaviour(step.id)
+    if behaviour is Behaviour.COMPLETES:
+        return StepOutcome(StepStatus.COMPLETED, said(step.id, value), None)
+    return StepOutcome(StepStatus.FAILED, None, {"code": ERROR_CODES[behaviour]})
+
+
+def _handler(steps: Mapping[str, Any], step: Any, outcomes: Mapping[str, StepOutcome]) -> str | None:
+    candidates = [step.on_failure]
+    if isinstance(step, ParallelStep):
+        failed = [branch for branch in step.parallel_steps if outcomes[branch].status is StepStatus.FAILED]
+        candidates += [steps[branch].on_failure for branch in failed]
+    return next((handler for handler in candidates if handler is not None), None)
+
+
+# Drawing a case
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Draw a workflow of up to four steps and blocks, in which every step can be reached."""
+    names = [f"n{number}" for number in range(1, draw(st.integers(1, 4)) + 1)]
+    steps: dict[str, dict[str, Any]] = {}
+    for index, name in enumerate(names):
+        later = names[index + 1 :]
+        branches = draw(st.integers(0, 5))
+        if branches:
+            ids = [f"{name}{letter}" for letter in "abcde"[:branches]]
+            steps |= {branch: {"agent_name": "x", **_edges(draw, ("on_failure",), later)} for branch in ids}
+            steps[name] = _block(draw, ids) | _edges(draw, ("next_step", "on_failure"), later)
+        else:
+            steps[name] = {"agent_name": "x", **_edges(draw, ("next_step", "on_failure"), later)}
+    steps = _reachable(steps)
+    behaviours = {name: draw(_BEHAVIOURS) for name, step in steps.items() if "agent_name" in step}
+    for name, behaviour in behaviours.items():
+        _complete(draw, steps, name, behaviour)
+    special = {name: behaviour for name, behaviour in behaviours.items() if behaviour is not Behaviour.COMPLETES}
+    return Case(steps, special)
+
+
+_BEHAVIOURS = st.sampled_from([Behaviour.COMPLETES] * 5 + [Behaviour.FAILS, Behaviour.HANGS, Behaviour.IS_MISSING])
+
+
+def _edges(draw: st.DrawFn, fields: Sequence[str], later: Sequence[str]) -> dict[str, str]:
+    edges = {name: draw(st.sampled_from([None, *later, *later[:2]])) for name in fields}
+    return {name: target for name, target in edges.items() if target is not None}
+
+
+def _block(draw: st.DrawFn, branches: list[str]) -> dict[str, Any]:
+    block: dict[str, Any] = {"type": "parallel", "parallel_steps": draw(st.permutations(branches))}
+    limit = draw(st.none() | st.integers(1, 6))
+    if limit is not None:
+        block["max_parallelism"] = limit
+    if draw(st.booleans()):
+        block["timeout_seconds"] = LONG
+    return block
+
+
+def _complete(draw: st.DrawFn, steps: Mapping[str, Any], name: str, behaviour: Behaviour) -> None:
+    if behaviour is Behaviour.HANGS:
+        steps[name]["timeout_seconds"] = SHORT
+    before = [other for other in steps if _node(name) in _successors(steps, _node(other))]
+    references = [
+        "${workflow.input.topic}",
+        *(f"${{{other}.{part}}}" for other in before for part in ("output", "status", "error.code")),
+        *(f"about ${{{other}.output.said}}" for other in before),
+        BROKEN,
+    ]
+    mapping = draw(st.dictionaries(st.sampled_from("xy"), st.sampled_from(references), max_size=2))
+    if mapping:
+        steps[name]["input_mapping"] = mapping
+
+
+def _node(name: str) -> str:
+    return name.rstrip("abcde")
+
+
+def _successors(steps: Mapping[str, Any], node: str) -> set[str]:
+    """Return the steps and blocks that come after *node* on some path."""
+    found: set[str] = set()
+    new = {node}
+    while new:
+        fields = (steps[name].get(key) for name in steps if _node(name) in new for key in ("next_step", "on_failure"))
+        new = {target for target in fields if target is not None} - found
+        found |= new
+    return found
+
+
+def _reachable(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    reached = {"n1"} | _successors(steps, "n1")
+    return {name: step for name, step in steps.items() if _node(name) in reached}

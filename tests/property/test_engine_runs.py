@@ -1,0 +1,194 @@
+"""Whole runs in every order: whatever comes early, late, twice or never, they end as if nothing had gone wrong.
+
+The same examples are drawn in every run of the suite. To look further: FORKJOIN_TEST_EXAMPLES=5000 in the environment
+draws so many new ones.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from orchestrator.engine.inputs import CancelRequested
+from orchestrator.engine.records import StepExecution
+from schemas.statuses import RunStatus, StepStatus
+from tests.property.cases import Case, cases, sequential
+from tests.property.transaction import RUN
+from tests.property.world import World
+
+EXAMPLES = int(os.environ.get("FORKJOIN_TEST_EXAMPLES", "0"))
+
+
+# What must hold at every moment
+
+
+def blocks_count_their_branches(world: World) -> None:
+    for block in open_blocks(world):
+        counters, branches = block.branches, world.rows.branches(block.step_id)
+        assert counters is not None
+        assert counters.total == len(branches)
+        assert counters.open == sum(not branch.status.is_final for branch in branches)
+        assert counters.failed == sum(branch.status is StepStatus.FAILED for branch in branches)
+
+
+def no_more_branches_are_dispatched_than_may_be_and_no_slot_stays_empty(world: World) -> None:
+    for block in open_blocks(world):
+        branches = world.rows.branches(block.step_id)
+        limit = world.case.steps[block.step_id].get("max_parallelism", len(branches))
+        dispatched = sum(branch.status in {StepStatus.QUEUED, StepStatus.RUNNING} for branch in branches)
+        assert dispatched <= limit
+        if limit < len(branches):
+            counters = block.branches
+            assert counters is not None
+            assert counters.dispatched == dispatched
+            assert counters.passed == 0 or dispatched == min(limit, counters.open)
+
+
+def every_result_is_accepted_once(world: World) -> None:
+    for step_id, status in ((step_id, world.rows.steps[step_id].status) for step_id in world.tasks):
+        ended = status in {StepStatus.COMPLETED, StepStatus.FAILED}
+        assert world.accepted[step_id] == ended
+
+
+def nothing_that_has_ended_can_be_overdue(world: World) -> None:
+    """Or the sweep for overdue attempts would find it again and again."""
+    assert not [step.step_id for step in world.rows.steps.values() if step.status.is_final and step.due_at is not None]
+
+
+def a_ticket_is_held_until_its_branch_has_ended(world: World) -> None:
+    if world.rows.run is not None and world.rows.run.status is not RunStatus.CANCELLED:
+        assert world.held == {step_id for step_id in world.arrived if not world.rows.steps[step_id].status.is_final}
+
+
+def whoever_asked_is_told_once_and_the_same(world: World) -> None:
+    run = world.rows.run
+    assert run is not None
+    assert [send.to for send in world.results] == world.to_be_told
+    for result in (send.result for send in world.results):
+        assert (result.status.value, result.output, result.error) == (run.status, run.output, run.error)
+
+
+def every_change_of_status_is_told(world: World) -> None:
+    for step in world.rows.steps.values():
+        told = world.told[step.step_id]
+        assert told[-1] == step.status
+        assert sum(status.is_final for status in told) == step.status.is_final
+        if step.status is StepStatus.COMPLETED:
+            assert StepStatus.RUNNING in told
+
+
+def open_blocks(world: World) -> list[StepExecution]:
+    """Return the blocks; the counters of a cancelled one are left as they were."""
+    blocks = (step for step in world.rows.steps.values() if step.branches is not None)
+    return [block for block in blocks if block.status is not StepStatus.CANCELLED]
+
+
+CHECKS: Sequence[Callable[[World], None]] = (
+    blocks_count_their_branches,
+    no_more_branches_are_dispatched_than_may_be_and_no_slot_stays_empty,
+    every_result_is_accepted_once,
+    nothing_that_has_ended_can_be_overdue,
+    a_ticket_is_held_until_its_branch_has_ended,
+    whoever_asked_is_told_once_and_the_same,
+    every_change_of_status_is_told,
+)
+
+
+class RunsInAnyOrder(RuleBasedStateMachine):
+    """A run to which things happen at random, and which is brought to its end when that is over."""
+
+    world: World
+    may_be_cancelled: bool
+
+    @initialize(case=cases(), reply=st.booleans(), twice=st.booleans(), may_be_cancelled=st.booleans())
+    def request(self, case: Case, reply: bool, twice: bool, may_be_cancelled: bool) -> None:
+        self.world = World(case)
+        self.may_be_cancelled = may_be_cancelled
+        self.world.deliver([self.world.request(reply=reply), *([self.world.request(reply=True)] if twice else [])])
+
+    @rule(data=st.data(), times=st.integers(1, 2))
+    def some_things_happen(self, data: st.DataObject, times: int) -> None:
+        possible = self.world.possible()
+        names = st.lists(st.sampled_from(sorted(possible)), min_size=1, max_size=4)
+        happenings = [possible[name] for name in data.draw(names, "in one transaction")]
+        for _ in range(times):  # twice: it was not known whether the COMMIT had succeeded
+            self.world.deliver(happenings)
+
+    @precondition(lambda self: self.world.open_tasks())
+    @rule(data=st.data())
+    def many_attempts_end_at_once(self, data: st.DataObject) -> None:
+        order = data.draw(st.permutations(self.world.open_tasks()), "in this order")
+        self.world.deliver([self.world.end(step_id) for step_id in order])
+
+    @rule()
+    def a_minute_passes(self) -> None:
+        self.world.now += timedelta(minutes=1)
+
+    @precondition(lambda self: self.may_be_cancelled)
+    @rule(data=st.data())
+    def the_run_is_cancelled(self, data: st.DataObject) -> None:
+        possible = self.world.possible()
+        names = st.lists(st.sampled_from(sorted(possible)), max_size=2)
+        before, after = data.draw(names, "before"), data.draw(names, "after, in the same transaction")
+        cancel = CancelRequested(RUN, None)
+        self.world.deliver([*(possible[name] for name in before), cancel, *(possible[name] for name in after)])
+
+    @invariant()
+    def all_is_well(self) -> None:
+        for check in CHECKS:
+            check(self.world)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()
+            self.all_is_well()
+            it_ended_as_if_nothing_had_gone_wrong(self.world)
+            everything_happens_once_more(self.world)
+            self.all_is_well()
+
+
+def it_ended_as_if_nothing_had_gone_wrong(world: World) -> None:
+    """Compare how the run ended with what the workflow, carried out step by step, comes to."""
+    run, expected = world.rows.run, sequential(world.case)
+    assert run is not None
+    reached = {step.step_id: outcome(step) for step in world.rows.steps.values()}
+    wanted = {
+        step_id: (it.status, as_text(it.output), (it.error or {}).get("code")) for step_id, it in expected.steps.items()
+    }
+    assert all(step.status.is_final for step in world.rows.steps.values()), "something is left open"
+    if run.status is RunStatus.CANCELLED:
+        ended = {step_id: it for step_id, it in reached.items() if it[0] is not StepStatus.CANCELLED}
+        assert ended.items() <= wanted.items()
+        return
+    assert (run.status, as_text(run.output)) == (expected.status, as_text(expected.output))
+    assert reached == wanted
+
+
+def everything_happens_once_more(world: World) -> None:
+    before = world.rows.copy()
+    world.deliver([*world.possible().values(), CancelRequested(RUN, None)])
+    assert world.rows == before
+
+
+def outcome(step: StepExecution) -> tuple[StepStatus, str, str | None]:
+    return step.status, as_text(step.output), step.error.code if step.error is not None else None
+
+
+def as_text(value: Any) -> str:
+    """Return JSON, in which the order of keys counts."""
+    return json.dumps(value)
+
+
+RunsInAnyOrder.TestCase.settings = settings(
+    max_examples=EXAMPLES or 150,
+    stateful_step_count=20,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestRunsInAnyOrder = RunsInAnyOrder.TestCase

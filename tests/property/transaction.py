@@ -1,0 +1,221 @@
+"""What the service does with decisions, over plain dicts.
+
+The inputs of a run are decided in their order, follow-ups first. Writes are held back until a load must see them or
+the transaction ends; a load reads what was flushed. Rows are as the database would return them: large columns only
+where they were asked for.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from json import loads
+from operator import or_
+from uuid import UUID
+
+from orchestrator.engine.block import DESCRIBED_FAILURES, fork
+from orchestrator.engine.decide import Moment, apply, decide, first_wanted
+from orchestrator.engine.decision import Decision, Send, Verdict
+from orchestrator.engine.events import step_events
+from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested
+from orchestrator.engine.plan import BlockPlan, Plan
+from orchestrator.engine.records import ReplyAddress, Run, StepExecution
+from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, Wanted
+from orchestrator.engine.transitions import Trigger
+from schemas.codec import dump_json
+from schemas.scope import StepOutcome
+from schemas.statuses import StepStatus
+from tests.property.cases import INPUT
+
+RUN = UUID(int=1)
+
+
+@dataclass
+class Rows:
+    """What Postgres holds of the run."""
+
+    run: Run | None = None
+    steps: dict[str, StepExecution] = field(default_factory=dict)
+
+    def copy(self) -> "Rows":
+        return Rows(self.run, dict(self.steps))
+
+    def branches(self, block_id: str) -> list[StepExecution]:
+        """Return the branches of a block in definition order."""
+        found = (step for step in self.steps.values() if step.parent_step_id == block_id)
+        return sorted(found, key=lambda step: step.position)
+
+
+@dataclass
+class Effects:
+    """What a transaction leaves behind beside rows."""
+
+    sent: list[Send] = field(default_factory=list)
+    answers: list[tuple[Input, Decision]] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    told: list[tuple[str, StepStatus]] = field(default_factory=list)
+    asked_after_the_end: list[ReplyAddress] = field(default_factory=list)
+
+
+class Transaction:
+    """Inputs on their way through the core."""
+
+    def __init__(self, rows: Rows, plan: Plan, moment: Moment) -> None:
+        self.rows = rows.copy()  # as flushed
+        self.effects = Effects()
+        self._plan = plan
+        self._moment = moment
+        run = rows.run
+        self._state = RunState(replace(run, output=None, error=None) if run is not None else None)
+        self._run: Run | None = None  # these three are not flushed yet
+        self._changed: dict[str, StepExecution] = {}
+        self._joins: list[str] = []
+
+    def decide_all(self, inputs: Sequence[ExternalInput]) -> None:
+        queue: deque[Input] = deque(inputs)
+        if self._state.run is not None:
+            self._load(reduce(or_, map(first_wanted, inputs)))
+        while queue:
+            decision = decide(self._state, queue[0], self._moment)
+            if isinstance(decision, Wanted):
+                self._load(decision)
+                continue
+            self._note(queue.popleft(), decision)
+            queue.extendleft(reversed(decision.then))
+            if decision.afterwards is not None and decision.afterwards not in queue:
+                queue.append(decision.afterwards)
+            self._record(decision)
+            if decision.fork is not None:
+                queue.appendleft(self._fork(decision.fork))
+        self._flush()
+
+    def _note(self, event: Input, decision: Decision) -> None:
+        self.effects.answers.append((event, decision))
+        over = self._state.run is not None and self._state.run.status.is_final
+        if isinstance(event, RunRequested) and event.reply and over and decision.verdict is Verdict.DUPLICATE:
+            self.effects.asked_after_the_end.append(event.reply)
+
+    # Writing
+
+    def _record(self, decision: Decision) -> None:
+        self._run = decision.run or self._run
+        for step in decision.steps:
+            self._record_step(self._state.steps.get(step.step_id), step)
+        self.effects.sent += decision.sends
+        if decision.join is not None:
+            self._joins.append(decision.join)
+        if decision.released is not None and decision.released.parent_step_id is not None:
+            self.effects.released.append(decision.released.step_id)
+        if decision.cancels_open_steps:
+            self._flush()
+            self._cancel_open_steps()
+        apply(self._state, decision, self._moment)
+
+    def _record_step(self, before: StepExecution | None, after: StepExecution) -> None:
+        is_new = after.step_id not in self.rows.steps and after.step_id not in self._changed
+        assert is_new == (before is None), f"{after.step_id} is written without having been read"
+        self._changed[after.step_id] = after
+        self.effects.told += [(after.step_id, event.status) for event in step_events(before, after)]
+
+    def _fork(self, plan: BlockPlan) -> BlockForked:
+        failed = 0
+        for step, send in fork(self._state, plan, self._moment.now, self._moment.new_id):
+            self._record_step(None, step)
+            failed += step.status is StepStatus.FAILED
+            self.effects.sent += [send] if send is not None else []
+        return BlockForked(RUN, plan.id, failed)
+
+    def _flush(self) -> None:
+        if self._run is not None:
+            before = self.rows.run or self._run
+            output, error = self._run.output, self._run.error
+            self.rows.run = replace(self._run, output=output or before.output, error=error or before.error)
+        for step in self._changed.values():
+            self.rows.steps[step.step_id] = _written(self.rows.steps.get(step.step_id), step)
+        for block_id in self._joins:
+            completed = [step for step in self.rows.branches(block_id) if step.status is StepStatus.COMPLETED]
+            output = {step.step_id: step.output for step in completed}
+            self.rows.steps[block_id] = replace(self.rows.steps[block_id], output=output)
+        self._run = None
+        self._changed.clear()
+        self._joins.clear()
+
+    def _cancel_open_steps(self) -> None:
+        for step in self.rows.steps.values():
+            if not step.status.is_final:
+                cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None)
+                self.rows.steps[step.step_id] = cancelled
+                self.effects.told.append((step.step_id, StepStatus.CANCELLED))
+
+    # Reading
+
+    def _load(self, wanted: Wanted) -> None:
+        state = self._state
+        if wanted.outcomes or wanted.failures:
+            self._flush()
+        self._load_tasks(wanted)
+        for step_id in wanted.steps:
+            self._put(self.rows.steps.get(step_id))
+            state.steps.setdefault(step_id, None)
+        for step_id in wanted.outcomes:
+            state.outcomes[step_id] = _outcome(self.rows.steps.get(step_id))
+        for block_id in wanted.failures:
+            state.failures[block_id] = tuple(self._failures(block_id))
+        for block_id, first, asked in wanted.waiting:
+            state.put_line(block_id, self._line(block_id, first, asked))
+        if wanted.plan:
+            state.plan = self._plan
+        if wanted.run_values:
+            run = self.rows.run
+            state.run_values = RunValues(INPUT, run.output if run else None, run.error if run else None)
+        assert not state.missing(wanted), "a decision that asks in vain would ask for ever"
+
+    def _load_tasks(self, wanted: Wanted) -> None:
+        found = {step.task_id: step for step in self.rows.steps.values() if step.task_id in wanted.tasks}
+        ending = Counter(step.parent_step_id for task, step in found.items() if task in wanted.ending)
+        for step in found.values():
+            self._put(replace(step, input=None))
+        for block_id, ended in ending.items():
+            block = self.rows.steps[block_id] if block_id is not None else None
+            if block is not None and block.branches is not None and block.branches.is_gated:
+                counters = block.branches
+                assert counters.max_parallelism is not None
+                asked = ended + counters.max_parallelism - counters.dispatched
+                line = self._line(block.step_id, counters.passed, asked)
+                if line.steps:
+                    self._state.put_line(block.step_id, line)
+        for task_id in wanted.tasks:
+            self._state.tasks.setdefault(task_id, None)
+
+    def _put(self, step: StepExecution | None) -> None:
+        for row in (step, self.rows.steps.get(step.parent_step_id) if step and step.parent_step_id else None):
+            if row is not None and self._state.steps.get(row.step_id) is None:
+                self._state.put_step(replace(row, output=None))
+
+    def _line(self, block_id: str, first: int, asked: int) -> Line:
+        waiting = (step for step in self.rows.branches(block_id) if step.status is StepStatus.PENDING)
+        return Line(first, asked, tuple(step for step in waiting if step.position >= first)[:asked])
+
+    def _failures(self, block_id: str) -> Iterator[FailedBranch]:
+        failed = (step for step in self.rows.branches(block_id) if step.status is StepStatus.FAILED)
+        for place, step in enumerate(failed):
+            yield FailedBranch(step.step_id, step.error if place < DESCRIBED_FAILURES else None)
+
+
+def _written(before: StepExecution | None, after: StepExecution) -> StepExecution:
+    """Return the stored row after an update, which leaves the input alone, and where they are null output and error."""
+    if before is None:
+        return after
+    return replace(
+        after,
+        input=before.input,
+        output=after.output if after.output is not None else before.output,
+        error=after.error if after.error is not None else before.error,
+    )
+
+
+def _outcome(step: StepExecution | None) -> StepOutcome | None:
+    if step is None:
+        return None
+    error = loads(dump_json(step.error)) if step.error is not None else None
+    return StepOutcome(step.status, step.output, error)

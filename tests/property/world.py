@@ -1,0 +1,213 @@
+"""One run, and everything around the core: the queues, the workers, the clients and the clock.
+
+A world commits transactions, keeps the messages that they sent, and knows what may happen next: what is due, and also
+what comes too early, too late, twice, or from nobody.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+from orchestrator.engine.decide import Moment
+from orchestrator.engine.decision import Decision, Send, SendResult, SendTask, SendTicket, Verdict
+from orchestrator.engine.inputs import (
+    AttemptOverdue,
+    BranchArrived,
+    ExternalInput,
+    Input,
+    RunRequested,
+    SlotsFree,
+    TaskReported,
+    TaskUndeliverable,
+)
+from orchestrator.engine.plan import compile_plan
+from orchestrator.engine.records import ReplyAddress
+from schemas.messages import AgentError, AgentResult
+from schemas.statuses import ReportStatus, StepStatus
+from tests.property.cases import INPUT, Behaviour, Case, said
+from tests.property.transaction import RUN, Effects, Rows, Transaction
+
+NOBODYS_TASK = UUID(int=2)
+ENDS = {Behaviour.COMPLETES: ReportStatus.COMPLETED, Behaviour.FAILS: ReportStatus.FAILED}
+
+
+class World:
+    """A run and all that happens to it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.rows = Rows()
+        self.tasks: dict[str, UUID] = {}  # sent to agents, by step
+        self.tickets: list[str] = []  # sent to gates
+        self.arrived: set[str] = set()  # tickets that reached the holder of the gate
+        self.held: set[str] = set()  # those that it has not acked
+        self.accepted: Counter[str] = Counter()  # ends of attempts that had an effect, by step
+        self.told: defaultdict[str, list[StepStatus]] = defaultdict(list)
+        self.results: list[SendResult] = []
+        self.to_be_told: list[ReplyAddress] = []  # where a result must go, in that order
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self._plan = compile_plan(case.workflow)
+        self._ids = count(100)
+        self._replies = count(1)
+
+    def __str__(self) -> str:
+        run = self.rows.run
+        steps = (f"{step.step_id} {step.status}" for step in self.rows.steps.values())
+        return f"the run is {run and run.status}; {', '.join(steps)}"
+
+    @property
+    def is_over(self) -> bool:
+        return self.rows.run is not None and self.rows.run.status.is_final
+
+    def deliver(self, inputs: Sequence[ExternalInput]) -> None:
+        """Decide *inputs* in one transaction, and commit it."""
+        self.now += timedelta(seconds=1)
+        transaction = Transaction(self.rows, self._plan, Moment(self.now, lambda: UUID(int=next(self._ids))))
+        transaction.decide_all(inputs)
+        before, self.rows = self.rows, transaction.rows
+        self._check_final(before)
+        self._take(transaction.effects)
+        if self.rows.run is not None and self.is_over and not (before.run and before.run.status.is_final):
+            self.to_be_told += [self.rows.run.reply] if self.rows.run.reply is not None else []
+        self.to_be_told += transaction.effects.asked_after_the_end
+
+    def finish(self) -> None:
+        """Let what is due happen, one after the other, until the run is over."""
+        for _ in range(5 * len(self.case.steps)):
+            if self.is_over:
+                return
+            self.now += timedelta(seconds=60)
+            self.deliver([next(self._due())])
+        raise AssertionError(f"the run goes on for ever: {self}")
+
+    def _due(self) -> Iterator[ExternalInput]:
+        for step_id in self.open_tasks():
+            yield self.end(step_id)
+        for block in self.rows.steps.values():
+            # Every ticket was lost. Once one has arrived, branches that end hand their slots on.
+            if block.branches is not None and block.branches.is_gated and block.branches.passed == 0:
+                yield SlotsFree(RUN, block.step_id)
+        raise AssertionError(f"nothing is due, and the run is not over: {self}")
+
+    def _check_final(self, before: Rows) -> None:
+        for step in before.steps.values():
+            if step.status.is_final:
+                assert self.rows.steps[step.step_id] == step, f"{step.step_id} was {step.status} and changed"
+        if before.run is not None and before.run.status.is_final:
+            assert self.rows.run == before.run, "the run had ended and changed"
+
+    def _take(self, effects: Effects) -> None:
+        for send in effects.sent:
+            self._send(send)
+        for step_id, status in effects.told:
+            self.told[step_id].append(status)
+        for event, decision in effects.answers:
+            self._answered(event, decision)
+        self.held -= set(effects.released)
+
+    def _send(self, send: Send) -> None:
+        match send:
+            case SendTask(step):
+                assert step.task_id is not None
+                assert step.step_id not in self.tasks, f"{step.step_id} is sent to its agent twice"
+                self.tasks[step.step_id] = step.task_id
+            case SendTicket(step):
+                assert step.step_id not in self.tickets, f"{step.step_id} is sent to its gate twice"
+                self.tickets.append(step.step_id)
+            case SendResult():
+                self.results.append(send)
+
+    def _answered(self, event: Input, decision: Decision) -> None:
+        applied = decision.verdict is Verdict.APPLIED
+        match event:
+            case BranchArrived():
+                self.arrived.add(event.step_id)
+                is_held = decision.verdict is not Verdict.STALE
+                self.held = self.held | {event.step_id} if is_held else self.held - {event.step_id}
+            case TaskReported(report) if applied and report.status.ends_attempt:
+                self.accepted[decision.steps[0].step_id] += 1
+            case AttemptOverdue() | TaskUndeliverable() if applied:
+                self.accepted[event.step_id] += 1
+            case _:
+                pass
+
+    # What may happen
+
+    def request(self, *, reply: bool, digest: str = "digest") -> RunRequested:
+        """Return the client's request; each one that wants a reply has an address of its own."""
+        return RunRequested(
+            run_id=RUN,
+            definition_id="d-1",
+            workflow_id="case",
+            workflow_version="1.0",
+            request_digest=digest,
+            input=INPUT,
+            labels={},
+            reply=ReplyAddress(f"replies-{next(self._replies)}", None) if reply else None,
+        )
+
+    def open_tasks(self) -> list[str]:
+        """Return the steps whose tasks were sent and have not ended."""
+        return [step_id for step_id in self.tasks if not self.rows.steps[step_id].status.is_final]
+
+    def possible(self) -> Mapping[str, ExternalInput]:
+        """Return by a short name what may happen now, whether it makes sense or not."""
+        happenings: dict[str, ExternalInput] = {}
+        for step_id, task_id in self.tasks.items():
+            happenings |= self._of_task(step_id, task_id)
+        for step_id in self.tickets:
+            block_id = self.rows.steps[step_id].parent_step_id
+            assert block_id is not None
+            happenings[f"ticket of {step_id}"] = BranchArrived(RUN, block_id, step_id)
+            happenings[f"slots of {block_id}"] = SlotsFree(RUN, block_id)
+        happenings["requested again"] = self.request(reply=False)
+        happenings["requested again with a reply address"] = self.request(reply=True)
+        happenings["another request with the same id"] = self.request(reply=True, digest="another")
+        return happenings
+
+    def end(self, step_id: str) -> ExternalInput:
+        """Return what ends the attempt of a step as its agent behaves, or comes a step nearer to it."""
+        task_id, row = self.tasks[step_id], self.rows.steps[step_id]
+        match self.case.behaviour(step_id):
+            case Behaviour.IS_MISSING:
+                return TaskUndeliverable(RUN, step_id, task_id)
+            case Behaviour.HANGS if row.status is StepStatus.QUEUED:
+                return self._report(ReportStatus.STARTED, task_id)
+            case Behaviour.HANGS:
+                return AttemptOverdue(RUN, step_id, task_id)
+            case behaviour:
+                return self._report(ENDS[behaviour], task_id, output=said(step_id, row.input))
+
+    def _of_task(self, step_id: str, task_id: UUID) -> dict[str, ExternalInput]:
+        row = self.rows.steps[step_id]
+        happenings: dict[str, ExternalInput] = {
+            f"result of {step_id} with a wrong task id": self._report(ReportStatus.COMPLETED, NOBODYS_TASK),
+            f"{step_id} overdue": AttemptOverdue(RUN, step_id, task_id),
+        }
+        if row.status.is_final:
+            happenings |= {f"{step_id} {status} too late": self._report(status, task_id) for status in ReportStatus}
+        else:
+            happenings[f"{step_id} {self.case.behaviour(step_id)}"] = self.end(step_id)
+        if row.status is not StepStatus.QUEUED:
+            happenings[f"{step_id} undeliverable too late"] = TaskUndeliverable(RUN, step_id, task_id)
+        if self.case.behaviour(step_id) is not Behaviour.IS_MISSING:
+            for worker in ("w1", "w2"):
+                happenings[f"{step_id} started by {worker}"] = self._report(ReportStatus.STARTED, task_id, worker)
+            happenings[f"{step_id} alive"] = self._report(ReportStatus.HEARTBEAT, task_id)
+        return happenings
+
+    def _report(self, status: ReportStatus, task_id: UUID, worker_id: str = "w1", output: Any = None) -> TaskReported:
+        failed = status is ReportStatus.FAILED
+        report = AgentResult(
+            task_id=task_id,
+            run_id=RUN,
+            status=status,
+            output=None if failed else output,
+            error=AgentError(type="ValueError", message="no luck") if failed else None,
+            worker_id=worker_id,
+            started_at=self.now,
+        )
+        return TaskReported(report)

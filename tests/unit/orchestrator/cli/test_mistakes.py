@@ -1,0 +1,123 @@
+"""Mistakes of people who type commands: exit code 2 and one clear message. No service is asked for any of them."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.cli import run as run_command
+from orchestrator.cli import submit as submit_command
+
+Forkjoin = Callable[..., Result]
+
+GOOD = {"name": "good", "start_step": "a", "steps": {"a": {"agent_name": "echo"}}}
+INVALID = {
+    "name": "invalid",
+    "start_step": "blok",
+    "steps": {
+        "block": {"type": "parallel", "parallel_steps": ["a", "b"], "max_parallelism": 0},
+        "a": {"agent_nam": "echo"},
+        "b": {"agent_name": "echo", "input_mapping": {"x": "${a.output}"}},
+    },
+}
+
+
+@pytest.fixture
+def forkjoin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forkjoin]:
+    """Run a command in a directory with a few documents and registries."""
+    (tmp_path / "good.json").write_text(json.dumps(GOOD))
+    (tmp_path / "invalid.json").write_text(json.dumps(INVALID))
+    (tmp_path / "broken.json").write_text('{"name": "x",,}')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "raising.py").write_text("1 / 0\n")
+    (tmp_path / "empty_registry.py").write_text("from agent_worker import AgentRegistry\nagents = AgentRegistry()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for command in (run_command, submit_command):
+        monkeypatch.setattr(command, "configure_logging", lambda *_: logging.getLogger())
+    for name in ("AMQP_URL", "DATABASE_URL", "AGENTS", "DATA_DIR", "LOG_LEVEL"):
+        monkeypatch.delenv(f"FORKJOIN_{name}", raising=False)
+    yield lambda *arguments: CliRunner().invoke(app, arguments)
+    sys.modules.pop("empty_registry", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run nope.json", "forkjoin: nope.json: cannot be read: No such file or directory"),
+        ("run broken.json", "forkjoin: broken.json: line 1, column 14: not JSON"),
+        ("run list.json", "forkjoin: list.json: a workflow document is a JSON object"),
+        ("run good.json --input {", "forkjoin: --input: line 1, column 2: not JSON"),
+        ("run good.json --input @nope", "forkjoin: --input @nope: cannot be read: No such file or directory"),
+        ("run good.json --agents nope:agents", 'forkjoin: there is no module "nope" in '),
+        ("run good.json --agents empty_registry", 'forkjoin: "empty_registry" does not name a registry: give MODULE:REGISTRY'),
+        ("run good.json --agents empty_registry:nope", '"nope" does not exist in the module "empty_registry"; its registries are: '),
+        ("run good.json --agents empty_registry:agents", 'the registry "empty_registry:agents" has no agents'),
+        ("run good.json --agents raising:agents", "cannot be imported from raising: ZeroDivisionError: division by zero"),
+        ("submit broken.json", "forkjoin: broken.json: line 1, column 14: not JSON"),
+        ("submit good.json --label team", 'forkjoin: --label team: write KEY=VALUE, for example "team=search"'),
+        ("schema Workflo", 'forkjoin: there is no schema "Workflo"; there are: Workflow, '),
+        ("migrate", "forkjoin: set FORKJOIN_DATABASE_URL, for example postgresql://"),
+        ("serve", "forkjoin: set FORKJOIN_DATABASE_URL, for example postgresql://"),
+        ("runs list", "forkjoin: there are no runs: FORKJOIN_DATABASE_URL is not set, and `forkjoin run` has kept none"),
+        ("runs watch 9f0f5a5e-5f0c-4f5b-9d5e-0c1c2f3b7a10", "forkjoin: set FORKJOIN_DATABASE_URL and FORKJOIN_AMQP_URL"),
+        ("workflows list", "forkjoin: set FORKJOIN_DATABASE_URL"),
+        ("runs show 42", "Invalid value for 'ID'"),
+        ("rum good.json", "No such command 'rum'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_what_would_be_right(forkjoin: Forkjoin, arguments: str, message: str) -> None:
+    done = forkjoin(*arguments.split())
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "submit"])
+def test_all_problems_of_a_workflow_are_told_at_once(forkjoin: Forkjoin, command: str) -> None:
+    done = forkjoin(command, "invalid.json")
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    *problems, last = done.stderr.splitlines()
+    assert sorted(problem.split(":")[0] for problem in problems) == [
+        "start_step", "steps.a.agent_nam", "steps.b.input_mapping.x", "steps.block.max_parallelism"
+    ]  # fmt: skip
+    assert 'start_step: there is no step "blok" (did you mean "block"?) [unknown_step]' in problems
+    assert last == "forkjoin: the workflow has 4 problems"
+
+
+def test_problems_and_their_absence_are_told_to_programs(forkjoin: Forkjoin) -> None:
+    invalid = forkjoin("validate", "invalid.json", "--json")
+    good = forkjoin("validate", "good.json", "--json")
+
+    found = json.loads(invalid.stdout)
+    assert (invalid.exit_code, found["valid"], len(found["problems"])) == (2, False, 4)
+    assert set(found["problems"][0]) == {"place", "code", "message", "suggestion"}
+    assert (good.exit_code, json.loads(good.stdout)) == (0, {"valid": True, "problems": []})
+
+
+def test_each_schema_that_is_listed_can_be_printed(forkjoin: Forkjoin) -> None:
+    names = forkjoin("schema").stdout.split()
+
+    assert names[0] == "Workflow"
+    assert {"RunRequest", "RunResult", "AgentTask", "AgentResult", "CancelRun", "RunEvent", "AsyncAPI"} <= set(names)
+    assert json.loads(forkjoin("schema", "RunRequest").stdout)["title"] == "RunRequest"
+    assert json.loads(forkjoin("schema", "AsyncAPI").stdout)["asyncapi"] == "3.0.0"
+
+
+def test_wrong_settings_are_told_by_name_and_without_their_values(
+    forkjoin: Forkjoin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORKJOIN_AMQP_URL", "http://me:sesame@host/")
+
+    done = forkjoin("submit", "good.json")
+
+    assert done.exit_code == 2
+    assert done.stderr.startswith("forkjoin: FORKJOIN_AMQP_URL is wrong: not a URL of RabbitMQ")
+    assert "sesame" not in done.stderr

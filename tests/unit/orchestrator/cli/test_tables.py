@@ -1,0 +1,98 @@
+"""Runs as tables: made to be read, and to be copied from."""
+
+import io
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import pytest
+from rich.console import Console
+
+from orchestrator.cli import tables
+from orchestrator.storage.queries import RunDetails, RunSummary, StepView
+from schemas.messages import ErrorInfo
+from schemas.statuses import RunStatus, StepStatus
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> Console:
+    """Where the tables go: a terminal that is rather narrow."""
+    console = Console(file=io.StringIO(), width=60, highlight=False)
+    monkeypatch.setattr(tables, "_console", console)
+    return console
+
+
+def summary(status: RunStatus = RunStatus.COMPLETED) -> RunSummary:
+    return RunSummary(
+        run_id=uuid4(),
+        workflow_id="a workflow with quite a long name for a table",
+        workflow_version="1.0",
+        status=status,
+        labels={},
+        created_at=NOW,
+        started_at=NOW,
+        finished_at=NOW,
+    )
+
+
+def step(step_id: str, status: StepStatus, error: str | None = None, parent: str | None = None) -> StepView:
+    return StepView(
+        step_id=step_id,
+        parent_step_id=parent,
+        branch_name=step_id if parent is not None else None,
+        status=status,
+        agent_name="echo",
+        attempt=1,
+        worker_id=None,
+        max_parallelism=None,
+        branches_total=None,
+        branches_open=None,
+        branches_failed=None,
+        branches_dispatched=None,
+        created_at=NOW,
+        queued_at=NOW,
+        started_at=NOW,
+        finished_at=NOW,
+        error=ErrorInfo(code="agent_error", message=error) if error is not None else None,
+        unroutable_since=None,
+    )
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_ids_are_whole_however_narrow_the_terminal_is(console: Console) -> None:
+    runs = [summary(), summary()]
+    tables.runs_table(runs)
+    assert [run.run_id for run in runs] == [
+        UUID(line[:36]) for line in written(console).splitlines() if line[:8].strip() and not line.startswith("run ")
+    ]
+
+
+def test_without_runs_it_says_so(console: Console) -> None:
+    tables.runs_table([])
+    assert written(console) == "no runs\n"
+
+
+def test_branches_stand_below_their_block_and_text_of_agents_is_no_markup(console: Console) -> None:
+    steps = [
+        step("block", StepStatus.FAILED, "1 of 1 branches failed"),
+        step("b", StepStatus.FAILED, "[red]no[/red]", "block"),
+    ]
+    tables.run_tree(RunDetails(summary(RunStatus.FAILED), None, None, None, steps), all_branches=False)
+    lines = [line for line in written(console).splitlines() if "FAILED" in line][1:]
+    assert lines[0].startswith("block  FAILED")
+    assert lines[1].startswith("└── b  FAILED")
+    assert lines[1].endswith("[red]no[/red] [agent_error]")
+
+
+def test_of_a_large_block_the_quiet_branches_are_counted_unless_all_are_asked_for(console: Console) -> None:
+    branches = [step(f"b{n}", StepStatus.COMPLETED, parent="block") for n in range(tables.SHOWN_BRANCHES + 1)]
+    details = RunDetails(summary(), None, None, None, [step("block", StepStatus.COMPLETED), *branches])
+    tables.run_tree(details, all_branches=False)
+    assert f"and {len(branches)} more branches (--all shows them)" in written(console)
+    tables.run_tree(details, all_branches=True)
+    assert written(console).count("── b") == len(branches)
