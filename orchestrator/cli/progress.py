@@ -110,7 +110,7 @@ def draw(picture: Picture) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column()  # the one that gives way where the terminal is narrow
     for step_id, seen in list(picture.steps.items()):
         branches = picture.branches.get(step_id, {})
         table.add_row(step_id, _status(seen.event), _bar(branches) if branches else _account(seen))
@@ -134,7 +134,7 @@ def _status(event: StepEvent) -> Text:
 
 
 def _account(seen: Seen) -> Text:
-    text = Text(_duration(seen))
+    text = Text(_duration(seen), no_wrap=True, overflow="ellipsis")
     if seen.event.error is not None:
         text.append(f"  {_one_line(seen.event.error.message)}", style="red")
     return text

@@ -52,7 +52,7 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     if missing:
         return missing
     block = state.steps[event.block_id]
-    if block is None or block.branches is None or block.status.is_final or block.branches.free_slots == 0:
+    if block is None or block.branches is None or block.status.is_final or block.branches.free_slots <= 0:
         return Decision(Verdict.STALE, codes.NO_FREE_SLOT)
     counters = block.branches
     line = (event.block_id, counters.passed, counters.free_slots)

@@ -130,7 +130,8 @@ JOIN_BLOCKS: Final = """
     WHERE block.run_id = k.run_id AND block.step_id = k.block_id
 """
 CANCEL_OPEN_STEPS: Final = """
-    UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL
+    UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL,
+        branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0  -- null where it is no block
     WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
     RETURNING step_id, parent_step_id, branch_name, attempt
 """

@@ -2,9 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class Alone:
     """A directory with its own runs; the agents are the journal agents."""
 
     directory: Path
+    _started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -63,9 +65,20 @@ class Alone:
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
             )
+        self._started.append(process)
         command = RunningCommand(process, log)
         wait_until(command.has_a_running_branch, PATIENCE_SECONDS, log.read_text)
         return command
+
+    def stop(self) -> None:
+        """Kill what still runs, and stop the Postgres that a killed command left behind."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+        postmaster = self.directory / "data" / "postgres" / "postmaster.pid"
+        if postmaster.exists():
+            os.kill(int(postmaster.read_text().splitlines()[0]), signal.SIGINT)
+            wait_until(lambda: not postmaster.exists(), PATIENCE_SECONDS, lambda: f"{postmaster} is still there")
 
 
 @dataclass

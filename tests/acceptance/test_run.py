@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,18 @@ INPUTS = {
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
     """The runs of all tests that kill nothing are kept in one place."""
-    return Alone(tmp_path_factory.mktemp("examples"))
+    alone = Alone(tmp_path_factory.mktemp("examples"))
+    yield alone
+    alone.stop()
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Alone:
-    return Alone(tmp_path)
+def alone(tmp_path: Path) -> Iterator[Alone]:
+    alone = Alone(tmp_path)
+    yield alone
+    alone.stop()
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -66,9 +71,9 @@ def test_a_run_is_kept_for_people_and_for_programs(example: Alone) -> None:
     assert (done.returncode, result["status"], result["error"]) == (0, "COMPLETED", None)
     assert re.search(rf"^{run_id}  test +COMPLETED ", listed, re.MULTILINE), listed
     assert described["output"] == result["output"] == {"b0": {"a": 1}, "b1": {"a": 2}}
-    assert [(step["step_id"], step["status"]) for step in described["steps"]] == [
-        ("block", "COMPLETED"), ("b0", "COMPLETED"), ("b1", "COMPLETED")
-    ]  # fmt: skip
+    assert {step["step_id"]: step["status"] for step in described["steps"]} == dict.fromkeys(
+        ("block", "b0", "b1"), "COMPLETED"
+    )
 
 
 def test_a_run_that_fails_ends_with_1_and_names_each_failed_step(example: Alone) -> None:

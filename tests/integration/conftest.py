@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.storage.database import Database
 from orchestrator.storage.schema import migrate
-from tests.integration.system import Brokers, System
+from tests.integration.replicas import Brokers
+from tests.integration.system import System
 from tests.services.postgres import Postgres
 
 

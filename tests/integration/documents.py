@@ -22,9 +22,7 @@ def workflow(steps: Mapping[str, Document], **fields: Any) -> Document:
 
 
 def one_block(branches: int, *, agent_name: str = "echo", **fields: Any) -> Document:
-    """Return a document of one block, called ``block``, whose branches ``b0``, ``b1``, ... get their number as input."""
+    """Return a document of one block, called ``block``; its branches ``b0``, ``b1``, ... get their number as input."""
     names = [f"b{number}" for number in range(branches)]
-    steps = {
-        name: agent(agent_name, input_mapping={"n": number}) for number, name in enumerate(names)
-    }
+    steps = {name: agent(agent_name, input_mapping={"n": number}) for number, name in enumerate(names)}
     return workflow({"block": block(names, **fields), **steps})

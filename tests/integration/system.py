@@ -1,12 +1,9 @@
 """The whole system in one process: replicas, workers and a client, over either broker, on a real Postgres."""
 
 import asyncio
-import contextvars
 import json
-import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,87 +13,18 @@ from agent_worker import AgentRegistry
 from agent_worker.options import WorkerOptions
 from agent_worker.worker import Worker
 from messaging import topology
-from messaging.memory import MemoryBroker, MemoryServer
 from messaging.port import Broker, Delivery, OutgoingMessage, PublishOutcome, QueueMissing
-from messaging.rabbitmq import RabbitmqBroker
 from orchestrator.client import Client
 from orchestrator.service.replica import Replica
 from orchestrator.storage.database import Database
 from schemas.codec import encode
 from schemas.messages import AgentResult, CancelRun, RunRequest, RunResult
 from schemas.statuses import ReportStatus
+from tests.integration.replicas import Brokers, RunningReplica, start
 from tests.services.waiting import eventually
 
 SECONDS = 30.0
 _JSON_COLUMNS = ("input", "output", "error", "labels", "document")
-
-# Which replica a task belongs to: tasks inherit the context of whoever creates them, and a task factory notes it.
-_OWNER: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="")
-_OWNERS: "weakref.WeakKeyDictionary[asyncio.Task[Any], str]" = weakref.WeakKeyDictionary()
-
-
-def _owned_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any) -> "asyncio.Task[Any]":
-    context = options.get("context") or contextvars.copy_context()
-    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
-    _OWNERS[task] = context.run(_OWNER.get)
-    return task
-
-
-@dataclass
-class Brokers:
-    """Clients of one broker: of a vhost, or of a server in memory where there is no *amqp_url*."""
-
-    amqp_url: str | None
-    server: MemoryServer = field(default_factory=MemoryServer)
-
-    async def connect(self, name: str, **options: Any) -> Broker:
-        """Return a new, connected client; its owner closes it."""
-        broker: Broker
-        if self.amqp_url is None:
-            broker = MemoryBroker(self.server, name=name, **options)
-        else:
-            broker = RabbitmqBroker(self.amqp_url, name=name, **options)
-        await broker.connect()
-        return broker
-
-
-@dataclass
-class RunningReplica:
-    """One orchestrator replica with its own connections, as one process has it."""
-
-    name: str
-    replica: Replica
-    broker: Broker
-    database: Database
-    failed: "asyncio.Task[None]"
-
-    async def stop(self) -> None:
-        """End it in order; raises what made one of its loops fail."""
-        await self._end(self.replica.stop())
-
-    async def crash(self) -> None:
-        """End it as SIGKILL does: nothing is finished, no lease is given back."""
-        await self._end(self._cancel_all())
-
-    async def _end(self, ending: Awaitable[None]) -> None:
-        broken = self.failed.done() and not self.failed.cancelled()
-        self.failed.cancel()
-        await ending
-        await self.broker.close()
-        await self.database.close()
-        if broken:
-            self.failed.result()
-
-    async def _cancel_all(self) -> None:
-        while tasks := [task for task in asyncio.all_tasks() if self._owns(task)]:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-
-    def _owns(self, task: "asyncio.Task[Any]") -> bool:
-        # The broker client has tasks of its own, which end with it.
-        code = getattr(task.get_coro(), "cr_code", None)
-        return _OWNERS.get(task) == self.name and code is not None and "/orchestrator/" in code.co_filename
 
 
 class System:
@@ -112,7 +40,6 @@ class System:
 
     async def open(self) -> "System":
         """Connect the client, and the connection that looks into the tables."""
-        asyncio.get_running_loop().set_task_factory(_owned_task)
         self.broker = await self.connect("client")
         self.client = Client(self.broker)
         self.connection: asyncpg.Connection = await asyncpg.connect(self.database_url)
@@ -131,17 +58,20 @@ class System:
         database = Database(self.database_url)
         client = await self.brokers.connect(name, **(broker or {}))
         replica = Replica(database, client, name, **options)
-        context = contextvars.copy_context()
-        context.run(_OWNER.set, name)
-        await asyncio.create_task(replica.start(), context=context)
-        running = RunningReplica(name, replica, client, database, asyncio.create_task(replica.failed()))
+        running = RunningReplica(name, replica, client, database, await start(replica, name))
         self.replicas.append(running)
         return running
 
     async def end(self, running: RunningReplica, *, crash: bool) -> None:
-        """End a replica, in order or by a crash."""
+        """End a replica, in order or by a crash; what it had committed and not sent is due at once then."""
         self.replicas.remove(running)
         await (running.crash() if crash else running.stop())
+        if crash:
+            await self.make_due()
+
+    async def make_due(self) -> None:
+        """Let the seconds pass for which sweepers leave messages to the process that wrote them."""
+        await self.fetch("UPDATE outbox SET due_at = now()")
 
     async def start_worker(self, *functions: Callable[..., Any], concurrency: int = 10, **options: Any) -> Worker:
         """Start a worker whose agents are *functions*, under their own names."""

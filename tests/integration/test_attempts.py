@@ -37,7 +37,7 @@ async def test_a_task_that_no_worker_has_ever_offered_to_do_waits_where_it_can_b
     assert (line["agent_name"], line["step_id"], line["run_id"]) == ("absent", "one", str(run_id))
     assert (await view(system, run_id, "one")).status == "QUEUED"
     since = (await view(system, run_id, "one")).unroutable_since
-    await system.fetch("UPDATE outbox SET due_at = now()")
+    await system.make_due()
 
     async def tried_again() -> bool:
         return bool(await system.fetch("SELECT 1 FROM outbox WHERE due_at > now()"))
@@ -83,11 +83,11 @@ async def test_a_task_that_nobody_takes_for_long_enough_fails_its_step(system: S
 
 async def test_unknown_agents_in_a_limited_block_free_their_slots(system: System) -> None:
     await system.start_replica(unknown_agent_after=0.1)
-    result = await system.run(one_block(3, agent_name="absent", max_parallelism=2))
+    result = await system.run(one_block(2, agent_name="absent", max_parallelism=1))
     assert result.status is ResultStatus.FAILED
     assert result.error is not None
     assert result.error.details is not None
-    assert [failure["code"] for failure in result.error.details["failed_steps"]] == ["unknown_agent"] * 3
+    assert [failure["code"] for failure in result.error.details["failed_steps"]] == ["unknown_agent"] * 2
     await system.quiet()
 
 

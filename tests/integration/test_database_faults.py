@@ -13,7 +13,8 @@ from schemas.statuses import ResultStatus
 from tests.conftest import Eventually
 from tests.integration.conftest import migrated
 from tests.integration.documents import agent, one_block, workflow
-from tests.integration.system import Brokers, System
+from tests.integration.replicas import Brokers
+from tests.integration.system import System
 from tests.services.postgres import Postgres
 from tests.services.private_postgres import PrivatePostgres
 from tests.services.sources import Unavailable
@@ -97,9 +98,7 @@ async def test_runs_complete_although_all_connections_to_the_database_are_cut(
     await system.quiet()
 
 
-async def test_a_request_that_arrives_while_connections_are_cut_is_a_run(
-    system: System, postgres: Postgres
-) -> None:
+async def test_a_request_that_arrives_while_connections_are_cut_is_a_run(system: System, postgres: Postgres) -> None:
     await system.start_replica()
     await system.start_worker(echo)
     assert (await system.run(one_block(2))).status is ResultStatus.COMPLETED  # connections are open now
@@ -157,4 +156,3 @@ async def test_a_run_completes_although_postgres_is_restarted_and_a_request_arri
 
 def _said(lines: list[Any], action: str) -> list[Any]:
     return [line for line in lines if line.get("action") == action]
-

@@ -28,6 +28,9 @@ def a_block(**branches: Any) -> dict[str, Any]:
     }
 
 
+# What a failure means is decided far from the broker; RabbitMQ has its share in the other files.
+pytestmark = pytest.mark.parametrize("brokers", ["memory"], indirect=True)
+
 REPORT = agent(
     "echo",
     input_mapping={

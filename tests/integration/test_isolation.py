@@ -119,7 +119,7 @@ async def test_a_run_whose_row_somebody_locks_does_not_stop_other_runs(system: S
             await system.report(completed(locked, locked_task))
             await system.somebody_waits_for_a_lock()
             await system.report(completed(free, free_task))
-            assert await system.ended(free, seconds=5) == "COMPLETED"
+            assert await system.ended(free, seconds=3) == "COMPLETED"
             assert await system.status(locked) == "RUNNING"
     finally:
         await other.close()
@@ -133,7 +133,7 @@ async def test_a_task_that_is_too_large_for_the_broker_fails_its_step(system: Sy
         "one": agent("echo", input_mapping={"x": "y" * 8_000}, next_step="two"),
         "two": agent("echo", input_mapping={"a": "${one.output}", "b": "${one.output}", "c": "${one.output}"}),
     }
-    result = await system.run(workflow(steps), seconds=8)
+    result = await system.run(workflow(steps), seconds=4)
     assert result.status is ResultStatus.FAILED
     assert result.error is not None
     assert (await system.steps(result.run_id))["two"]["error"]["code"] == "payload_too_large"
@@ -146,9 +146,8 @@ async def test_a_client_whose_result_is_too_large_for_the_broker_is_told_so(syst
 
     await system.start_replica(broker={"max_message_bytes": 20_000})
     await system.start_worker(large)
-    result = await system.run(workflow({"one": agent("large")}), seconds=8)
+    result = await system.run(workflow({"one": agent("large")}), seconds=4)
     assert result.run_id is not None
     assert await system.status(result.run_id) == "COMPLETED"
     assert result.error is not None
     assert result.error.code == "payload_too_large"
-

@@ -279,7 +279,7 @@ async def test_cancelling_a_limited_block_removes_its_gate(watched: System, even
 
 
 async def test_tickets_of_a_cancelled_block_that_were_still_to_be_sent_are_forgotten(
-    watched: System, monkeypatch: pytest.MonkeyPatch
+    watched: System, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     async def never(input: Any) -> None:
         await asyncio.Event().wait()
@@ -292,8 +292,8 @@ async def test_tickets_of_a_cancelled_block_that_were_still_to_be_sent_are_forgo
         await watched.step_is(run_id, "block", "RUNNING")
         await watched.cancel(run_id)
         assert await watched.ended(run_id) == "CANCELLED"
-        await _no_gate(watched)
-    await watched.fetch("UPDATE outbox SET due_at = now()")
+        await eventually(lambda: has_no_gate(watched))
+    await watched.make_due()
     await gate_is_gone(watched, run_id)
 
 
@@ -319,9 +319,7 @@ def _lose_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lossy(self: Relay, rows: Any) -> Any:
         kept = [row for row in rows if row.exchange != topology.GATES_EXCHANGE]
         outcomes = iter(await publish(self, kept))
-        return [
-            PublishOutcome.CONFIRMED if row.exchange == topology.GATES_EXCHANGE else next(outcomes) for row in rows
-        ]
+        return [PublishOutcome.CONFIRMED if row.exchange == topology.GATES_EXCHANGE else next(outcomes) for row in rows]
 
     monkeypatch.setattr(Relay, "_publish", lossy)
 
@@ -343,7 +341,5 @@ async def holder_is(system: System, run_id: UUID, name: str) -> bool:
     return [row["holder"] for row in rows] == [name]
 
 
-async def _no_gate(system: System) -> None:
-    async with asyncio.timeout(15):
-        while await system.count("gates"):
-            await asyncio.sleep(0.01)
+async def has_no_gate(system: System) -> bool:
+    return await system.count("gates") == 0

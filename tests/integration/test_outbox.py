@@ -1,21 +1,17 @@
 """The outbox: what a crash leaves behind is sent, what was sent is forgotten, what is sent twice does no harm."""
 
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 from messaging import topology
 from messaging.port import OutgoingMessage, PublishOutcome
-from orchestrator.engine.inputs import ExternalInput, RunRequested, TaskReported
-from orchestrator.engine.plan import compile_plan
+from orchestrator.engine.inputs import ExternalInput, TaskReported
 from orchestrator.service.driver import Driver
-from orchestrator.service.plans import PlanCache
 from orchestrator.service.relay import Relay
-from orchestrator.storage.database import Database
-from orchestrator.storage.definitions import store_definition
-from schemas.validation import parse_workflow
 from tests.conftest import Eventually
+from tests.integration.by_hand import driver_without_relay, requested
 from tests.integration.documents import Document, agent, one_block, workflow
 from tests.integration.system import System, completed
 
@@ -26,40 +22,16 @@ async def echo(input: Any) -> Any:
     return input
 
 
-async def requested(database: Database, document: Document) -> RunRequested:
-    """Store a definition and return the input that asks for a run of it."""
-    parsed = parse_workflow(document)
-    assert compile_plan(parsed).steps
-    return RunRequested(
-        run_id=uuid4(),
-        definition_id=await store_definition(database, parsed, document),
-        workflow_id=parsed.workflow_id,
-        workflow_version=parsed.version,
-        request_digest="digest",
-        input=None,
-        labels={},
-        reply=None,
-    )
-
-
-def process_that_dies(database: Database) -> Driver:
-    """A driver to which no relay listens: it commits, and nothing is published."""
-    return Driver(database, "dead-replica", PlanCache())
-
-
-async def make_due(system: System) -> None:
-    """Let the time pass for which sweepers leave messages to their writer."""
-    await system.fetch("UPDATE outbox SET due_at = now()")
-
-
-@pytest.mark.parametrize("document", [CHAIN, one_block(20), one_block(20, max_parallelism=3)], ids=["chain", "block", "gate"])
+@pytest.mark.parametrize(
+    "document", [CHAIN, one_block(20), one_block(20, max_parallelism=3)], ids=["chain", "block", "gate"]
+)
 async def test_what_a_process_committed_and_did_not_publish_is_sent_by_another(
     system: System, document: Document
 ) -> None:
     event = await requested(system.database, document)
-    await process_that_dies(system.database).drive([event])
+    await driver_without_relay(system.database).drive([event])
     assert await system.count("outbox") > 0
-    await make_due(system)
+    await system.make_due()
     await system.fetch("UPDATE gates SET lease_until = now()")
     await system.start_worker(echo)
     await system.start_replica()
@@ -68,7 +40,7 @@ async def test_what_a_process_committed_and_did_not_publish_is_sent_by_another(
 
 
 async def test_a_sweeper_leaves_messages_to_the_process_that_wrote_them_for_some_seconds(system: System) -> None:
-    await process_that_dies(system.database).drive([await requested(system.database, CHAIN)])
+    await driver_without_relay(system.database).drive([await requested(system.database, CHAIN)])
     rows = await system.fetch("SELECT due_at - created_at AS delay FROM outbox")
     assert {row["delay"].total_seconds() for row in rows} == {10.0}
 
@@ -96,13 +68,11 @@ async def test_messages_of_which_nobody_knows_whether_they_arrived_are_sent_agai
 
 
 async def test_a_commit_whose_confirmation_was_lost_is_applied_again_without_harm(system: System) -> None:
-    driver = process_that_dies(system.database)
+    driver = driver_without_relay(system.database)
     event = await requested(system.database, one_block(3))
     await apply_twice(driver, [event])
     tasks = await system.task_ids(event.run_id)
-    results: list[ExternalInput] = [
-        TaskReported(completed(event.run_id, task, name)) for name, task in tasks.items()
-    ]
+    results: list[ExternalInput] = [TaskReported(completed(event.run_id, task, name)) for name, task in tasks.items()]
     for result in results:
         await apply_twice(driver, [result])
     await apply_twice(driver, results)
@@ -121,7 +91,7 @@ async def test_a_message_that_was_sent_and_not_forgotten_is_sent_again_without_h
         calls.append(input)
 
     event = await requested(system.database, workflow({"one": agent("note")}))
-    await process_that_dies(system.database).drive([event])
+    await driver_without_relay(system.database).drive([event])
     rows = await system.fetch("SELECT * FROM outbox WHERE type = 'AgentTask'")
     await system.broker.declare(topology.EXCHANGES, [topology.agent_queue("note")])
     await system.broker.publish(
@@ -130,7 +100,7 @@ async def test_a_message_that_was_sent_and_not_forgotten_is_sent_again_without_h
             for row in rows
         ]
     )
-    await make_due(system)
+    await system.make_due()
     await system.start_replica()
     await eventually(lambda: no_rows(system, "outbox"))
     await system.start_worker(note)
@@ -140,9 +110,9 @@ async def test_a_message_that_was_sent_and_not_forgotten_is_sent_again_without_h
 
 
 async def test_two_sweepers_at_once_do_not_send_the_same_rows(system: System) -> None:
-    await process_that_dies(system.database).drive([await requested(system.database, one_block(1_200))])
+    await driver_without_relay(system.database).drive([await requested(system.database, one_block(1_200))])
     await system.broker.declare(topology.EXCHANGES, [topology.agent_queue("echo")])
-    await make_due(system)
+    await system.make_due()
     for _ in range(3):
         await system.start_replica()
     await system.quiet()

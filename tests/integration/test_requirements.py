@@ -62,9 +62,7 @@ async def last(input: Any) -> Any:
 
 
 def held_block(*, failing: str = "", **fields: Any) -> dict[str, Any]:
-    steps = {
-        name: agent("hold", input_mapping={"name": name, "fail": name == failing}) for name in BRANCHES
-    }
+    steps = {name: agent("hold", input_mapping={"name": name, "fail": name == failing}) for name in BRANCHES}
     return workflow({"block": block(BRANCHES, **fields), **steps})
 
 

@@ -96,9 +96,7 @@ async def test_a_result_that_names_another_run_than_its_tasks_has_no_effect_on_e
     assert await system.statuses(other) == {"one": "QUEUED"}
 
 
-async def test_a_result_that_contradicts_an_earlier_one_changes_nothing(
-    system: System, eventually: Eventually
-) -> None:
+async def test_a_result_that_contradicts_an_earlier_one_changes_nothing(system: System, eventually: Eventually) -> None:
     run_id, task_id = await started(system)
     await system.report(completed(run_id, task_id, 1))
     await system.step_is(run_id, "one", "COMPLETED")

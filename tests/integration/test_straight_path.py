@@ -156,7 +156,12 @@ async def test_an_output_of_null_is_an_output(system: System) -> None:
     assert rows[0][0] == "null"
 
 
-UNICODE = {"größe": "🐝 𝒳 \u200f‮", "": [], "sql": "'; DROP TABLE runs; --", "template": "${workflow.input}"}
+UNICODE = {
+    "größe": "🐝 \U0001d4b3 \u200f\u202e",
+    "": [],
+    "sql": "'; DROP TABLE runs; --",
+    "template": "${workflow.input}",
+}
 
 
 async def test_text_in_any_script_comes_back_as_it_was(system: System) -> None:

@@ -135,7 +135,7 @@ def cases(draw: st.DrawFn) -> Case:
     steps: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(names):
         later = names[index + 1 :]
-        branches = draw(st.integers(0, 5))
+        branches = draw(st.sampled_from([0, 2, 3, 4, 5, 5, 1]))
         if branches:
             ids = [f"{name}{letter}" for letter in "abcde"[:branches]]
             steps |= {branch: {"agent_name": "x", **_edges(draw, ("on_failure",), later)} for branch in ids}
@@ -150,7 +150,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(steps, special)
 
 
-_BEHAVIOURS = st.sampled_from([Behaviour.COMPLETES] * 5 + [Behaviour.FAILS, Behaviour.HANGS, Behaviour.IS_MISSING])
+_BEHAVIOURS = st.sampled_from([Behaviour.COMPLETES] * 9 + [Behaviour.FAILS, Behaviour.HANGS, Behaviour.IS_MISSING])
 
 
 def _edges(draw: st.DrawFn, fields: Sequence[str], later: Sequence[str]) -> dict[str, str]:
@@ -160,7 +160,7 @@ def _edges(draw: st.DrawFn, fields: Sequence[str], later: Sequence[str]) -> dict
 
 def _block(draw: st.DrawFn, branches: list[str]) -> dict[str, Any]:
     block: dict[str, Any] = {"type": "parallel", "parallel_steps": draw(st.permutations(branches))}
-    limit = draw(st.none() | st.integers(1, 6))
+    limit = draw(st.sampled_from([2, 1, 3, len(branches), 6, None]))
     if limit is not None:
         block["max_parallelism"] = limit
     if draw(st.booleans()):
@@ -175,10 +175,11 @@ def _complete(draw: st.DrawFn, steps: Mapping[str, Any], name: str, behaviour: B
     references = [
         "${workflow.input.topic}",
         *(f"${{{other}.{part}}}" for other in before for part in ("output", "status", "error.code")),
-        *(f"about ${{{other}.output.said}}" for other in before),
-        BROKEN,
+        *(f"about ${{{other}.output.said}}" for other in before if "agent_name" in steps[other]),
     ]
     mapping = draw(st.dictionaries(st.sampled_from("xy"), st.sampled_from(references), max_size=2))
+    if draw(st.sampled_from([False] * 9 + [True])):
+        mapping["z"] = BROKEN
     if mapping:
         steps[name]["input_mapping"] = mapping
 

@@ -54,6 +54,7 @@ class Effects:
     answers: list[tuple[Input, Decision]] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     told: list[tuple[str, StepStatus]] = field(default_factory=list)
+    asked_before_the_end: list[ReplyAddress] = field(default_factory=list)
     asked_after_the_end: list[ReplyAddress] = field(default_factory=list)
 
 
@@ -91,9 +92,10 @@ class Transaction:
 
     def _note(self, event: Input, decision: Decision) -> None:
         self.effects.answers.append((event, decision))
-        over = self._state.run is not None and self._state.run.status.is_final
-        if isinstance(event, RunRequested) and event.reply and over and decision.verdict is Verdict.DUPLICATE:
-            self.effects.asked_after_the_end.append(event.reply)
+        if isinstance(event, RunRequested) and event.reply is not None and decision.verdict is not Verdict.REJECTED:
+            over = self._state.run is not None and self._state.run.status.is_final
+            asked = self.effects.asked_after_the_end if over else self.effects.asked_before_the_end
+            asked.append(event.reply)
 
     # Writing
 

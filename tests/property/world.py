@@ -31,6 +31,7 @@ from tests.property.cases import INPUT, Behaviour, Case, said
 from tests.property.transaction import RUN, Effects, Rows, Transaction
 
 NOBODYS_TASK = UUID(int=2)
+ANOTHER = "another digest"
 ENDS = {Behaviour.COMPLETES: ReportStatus.COMPLETED, Behaviour.FAILS: ReportStatus.FAILED}
 
 
@@ -52,6 +53,7 @@ class World:
         self._plan = compile_plan(case.workflow)
         self._ids = count(100)
         self._replies = count(1)
+        self._asked_last: list[ReplyAddress] = []
 
     def __str__(self) -> str:
         run = self.rows.run
@@ -70,9 +72,7 @@ class World:
         before, self.rows = self.rows, transaction.rows
         self._check_final(before)
         self._take(transaction.effects)
-        if self.rows.run is not None and self.is_over and not (before.run and before.run.status.is_final):
-            self.to_be_told += [self.rows.run.reply] if self.rows.run.reply is not None else []
-        self.to_be_told += transaction.effects.asked_after_the_end
+        self._take_requests(transaction.effects)
 
     def finish(self) -> None:
         """Let what is due happen, one after the other, until the run is over."""
@@ -108,6 +108,13 @@ class World:
             self._answered(event, decision)
         self.held -= set(effects.released)
 
+    def _take_requests(self, effects: Effects) -> None:
+        """Of those who asked before the run ended the last one is told, then everybody who asks after it."""
+        self._asked_last = [*self._asked_last, *effects.asked_before_the_end][-1:]
+        if self.is_over:
+            self.to_be_told += [*self._asked_last, *effects.asked_after_the_end]
+            self._asked_last = []
+
     def _send(self, send: Send) -> None:
         match send:
             case SendTask(step):
@@ -131,6 +138,8 @@ class World:
                 self.accepted[decision.steps[0].step_id] += 1
             case AttemptOverdue() | TaskUndeliverable() if applied:
                 self.accepted[event.step_id] += 1
+            case RunRequested():
+                assert (decision.verdict is Verdict.REJECTED) == (event.request_digest == ANOTHER)
             case _:
                 pass
 
@@ -165,7 +174,7 @@ class World:
             happenings[f"slots of {block_id}"] = SlotsFree(RUN, block_id)
         happenings["requested again"] = self.request(reply=False)
         happenings["requested again with a reply address"] = self.request(reply=True)
-        happenings["another request with the same id"] = self.request(reply=True, digest="another")
+        happenings["another request with the same id"] = self.request(reply=True, digest=ANOTHER)
         return happenings
 
     def end(self, step_id: str) -> ExternalInput:

@@ -1,0 +1,120 @@
+"""What a decision sends, as outbox rows and as AMQP messages."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from messaging import topology
+from orchestrator.engine.decision import SendResult, SendTask, SendTicket
+from orchestrator.engine.records import ReplyAddress, StepExecution
+from orchestrator.service.outgoing import EVENTS_PER_MESSAGE, event_rows, outbox_row, to_message
+from schemas.codec import decode
+from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult, StepEvent
+from schemas.statuses import ResultStatus, StepStatus
+
+RUN, TASK = UUID(int=1), UUID(int=2)
+AT = datetime(2030, 1, 2, tzinfo=UTC)
+
+
+def branch(**fields: Any) -> StepExecution:
+    given = {
+        "run_id": RUN,
+        "step_id": "step-a",
+        "status": StepStatus.QUEUED,
+        "parent_step_id": "block",
+        "branch_name": "step-a",
+        "agent_name": "research",
+        "attempt": 1,
+        "task_id": TASK,
+        "input": {"größe": [1, None]},
+    }
+    return StepExecution(**given | fields)
+
+
+def test_a_task_goes_to_its_agent_and_carries_what_the_worker_needs() -> None:
+    row = outbox_row(RUN, SendTask(branch(timeout_seconds=2.5)))
+    assert (row.exchange, row.routing_key, row.type) == ("orchestrator.tasks", "research", "AgentTask")
+    assert (row.run_id, row.step_id, row.task_id, row.correlation_id) == (RUN, "step-a", TASK, str(TASK))
+    assert decode(AgentTask, row.body) == AgentTask(
+        task_id=TASK,
+        run_id=RUN,
+        step_id="step-a",
+        parent_step_id="block",
+        branch_name="step-a",
+        agent_name="research",
+        attempt=1,
+        input={"größe": [1, None]},
+        timeout_seconds=2.5,
+    )
+
+
+def test_a_task_leaves_out_what_it_has_not_but_never_its_input() -> None:
+    row = outbox_row(RUN, SendTask(branch(parent_step_id=None, branch_name=None, input=None)))
+    body = json.loads(row.body)
+    assert body["input"] is None
+    assert not {"parent_step_id", "branch_name", "timeout_seconds"} & body.keys()
+
+
+def test_a_ticket_goes_to_the_gate_of_its_block_and_is_no_task() -> None:
+    row = outbox_row(RUN, SendTicket(branch(status=StepStatus.PENDING, task_id=None, attempt=0)))
+    assert (row.exchange, row.routing_key) == ("orchestrator.gates", topology.gate_key(RUN, "block"))
+    assert row.task_id is None
+    assert json.loads(row.body) == {"version": 1, "run_id": str(RUN), "block_id": "block", "step_id": "step-a"}
+
+
+@pytest.mark.parametrize("correlation_id", [None, "mine-17"])
+def test_a_result_goes_to_the_queue_that_the_client_named(correlation_id: str | None) -> None:
+    error = ErrorInfo(code="step_failed", message="no")
+    result = RunResult(run_id=RUN, status=ResultStatus.FAILED, output=None, error=error)
+    row = outbox_row(RUN, SendResult(ReplyAddress("my-replies", correlation_id), result))
+    assert (row.exchange, row.routing_key, row.correlation_id) == ("", "my-replies", correlation_id)
+    assert decode(RunResult, row.body) == result
+    assert json.loads(row.body)["output"] is None
+
+
+def events(number: int) -> list[StepEvent]:
+    return [StepEvent(step_id=f"b{place}", status=StepStatus.QUEUED, attempt=1, at=AT) for place in range(number)]
+
+
+def test_many_events_share_messages_and_keep_their_order() -> None:
+    rows = list(event_rows(RUN, events(2 * EVENTS_PER_MESSAGE + 1)))
+    bodies = [decode(RunEvent, row.body) for row in rows]
+    assert [len(body.events) for body in bodies] == [EVENTS_PER_MESSAGE, EVENTS_PER_MESSAGE, 1]
+    assert [event for body in bodies for event in body.events] == events(2 * EVENTS_PER_MESSAGE + 1)
+    assert {(row.exchange, row.routing_key) for row in rows} == {("orchestrator.events", f"run.{RUN}")}
+
+
+def test_no_events_are_no_message() -> None:
+    assert list(event_rows(RUN, [])) == []
+
+
+def test_every_message_has_an_id_of_its_own() -> None:
+    rows = [outbox_row(RUN, SendTask(branch())) for _ in range(3)] + list(event_rows(RUN, events(1_000)))
+    assert len({row.message_id for row in rows}) == len(rows)
+
+
+def test_only_events_may_find_nobody_who_wants_them() -> None:
+    result = RunResult(run_id=RUN, status=ResultStatus.COMPLETED, output=1, error=None)
+    rows = [
+        outbox_row(RUN, SendTask(branch())),
+        outbox_row(RUN, SendTicket(branch())),
+        outbox_row(RUN, SendResult(ReplyAddress("q", "c"), result)),
+        *event_rows(RUN, events(1)),
+    ]
+    assert [to_message(row).mandatory for row in rows] == [True, True, True, False]
+
+
+def test_a_message_is_its_row() -> None:
+    row = outbox_row(uuid4(), SendTask(branch()))
+    message = to_message(row)
+    assert (message.exchange, message.routing_key, message.type, message.body) == (
+        row.exchange,
+        row.routing_key,
+        row.type,
+        row.body,
+    )
+    assert (message.message_id, message.correlation_id) == (str(row.message_id), row.correlation_id)
+    assert message.persistent
