@@ -6,6 +6,7 @@ from typing import Final
 AGENT_ERROR: Final = "agent_error"  # the agent raised; the details hold its type and traceback
 BRANCHES_FAILED: Final = "branches_failed"  # a block: at least one branch failed
 REFERENCE_BROKEN: Final = "reference_broken"  # its input refers to something that is not there
+PAYLOAD_TOO_LARGE: Final = "payload_too_large"  # its task exceeds what the broker takes
 TIMEOUT: Final = "timeout"
 UNKNOWN_AGENT: Final = "unknown_agent"  # no worker ever declared the agent's queue
 

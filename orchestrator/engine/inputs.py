@@ -66,11 +66,12 @@ class AttemptOverdue:
 
 @dataclass(frozen=True, slots=True)
 class TaskUndeliverable:
-    """No queue took the attempt's task for as long as we are willing to wait."""
+    """The attempt's task cannot reach a worker; *code* says why: no queue ever took it, or it is too large."""
 
     run_id: UUID
     step_id: str
     task_id: UUID
+    code: str
 
 
 @dataclass(frozen=True, slots=True)

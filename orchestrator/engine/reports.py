@@ -50,15 +50,18 @@ def attempt_overdue(state: RunState, event: AttemptOverdue, now: datetime) -> De
 
 
 def task_undeliverable(state: RunState, event: TaskUndeliverable, now: datetime) -> Decision | Wanted:
-    """Fail an attempt whose task no queue would take."""
+    """Fail an attempt whose task cannot reach a worker."""
     missing = state.missing(Wanted(steps=frozenset({event.step_id})))
     if missing:
         return missing
     step = state.steps[event.step_id]
     if step is None or step.task_id != event.task_id or step.status is not StepStatus.QUEUED:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
-    message = f'no worker has ever offered the agent "{step.agent_name}": its queue does not exist'
-    return _failed(state, step, ErrorInfo(code=codes.UNKNOWN_AGENT, message=message), now)
+    if event.code == codes.PAYLOAD_TOO_LARGE:
+        message = "the step's input makes a task larger than the broker takes: refer to less in its input_mapping"
+    else:
+        message = f'no worker has ever offered the agent "{step.agent_name}": its queue does not exist'
+    return _failed(state, step, ErrorInfo(code=event.code, message=message), now)
 
 
 def _attempt_lives(step: StepExecution, report: AgentResult, now: datetime) -> Decision:

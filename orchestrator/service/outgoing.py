@@ -1,19 +1,22 @@
 """Messages out: what a decision sends becomes an outbox row, and an outbox row an AMQP message."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final, assert_never
 from uuid import UUID, uuid4
 
 from messaging import topology
 from messaging.port import OutgoingMessage
+from orchestrator.engine import codes
 from orchestrator.engine.decision import Send, SendResult, SendTask, SendTicket
 from orchestrator.engine.records import StepExecution
 from orchestrator.service.notices import GateTicket
 from orchestrator.storage.writes import OutboxRow
 from schemas.codec import encode
-from schemas.messages import AgentTask, RunEvent, RunResult, StepEvent
+from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult, StepEvent
 
 EVENTS_PER_MESSAGE: Final = 500
+MAX_ERROR_TEXT: Final = 10_000  # of an error that is sent where the whole result was too large
 
 
 def outbox_row(run_id: UUID, send: Send) -> OutboxRow:
@@ -68,6 +71,16 @@ def to_message(row: OutboxRow) -> OutgoingMessage:
         correlation_id=row.correlation_id,
         mandatory=not is_event,
     )
+
+
+def without_output(row: OutboxRow) -> OutboxRow:
+    """Return a RunResult that is too large to send as one that says so: how the run ended, but not its output."""
+    result = RunResult.model_validate_json(row.body)
+    message = f"the output makes a result of {len(row.body):,} bytes, more than the broker takes: read it from the run"
+    error = result.error or ErrorInfo(code=codes.PAYLOAD_TOO_LARGE, message=message)
+    brief = ErrorInfo(code=error.code, message=error.message[:MAX_ERROR_TEXT])
+    body = encode(result.model_copy(update={"output": None, "error": brief}))
+    return replace(row, message_id=uuid4(), body=body)
 
 
 def _task_row(step: StepExecution) -> OutboxRow:

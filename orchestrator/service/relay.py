@@ -9,20 +9,22 @@ the broker did not confirm or could not route — is found by the sweep when it 
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, assert_never
 from uuid import UUID
 
 import structlog
 
 from messaging import topology
 from messaging.port import Broker, PublishOutcome
+from orchestrator.engine import codes
 from orchestrator.engine.inputs import TaskUndeliverable
 from orchestrator.service.batch import Committed
 from orchestrator.service.driver import Driver
-from orchestrator.service.outgoing import to_message
+from orchestrator.service.outgoing import to_message, without_output
 from orchestrator.storage.database import Connection, Database
 from orchestrator.storage.outbox import delete_sent, delete_tasks, lock_due, postpone
 from orchestrator.storage.writes import OutboxRow
+from schemas.messages import RunResult
 
 log = structlog.get_logger(__name__)
 
@@ -153,18 +155,46 @@ class Relay:
         done: list[UUID] = []
         unknown: list[UUID] = []
         returned: dict[UUID, OutboxRow] = {}
+        given_up: list[TaskUndeliverable] = []
         for row, outcome in zip(rows, outcomes, strict=True):
-            if outcome is PublishOutcome.CONFIRMED or self._is_pointless(row, outcome):
-                done.append(row.message_id)
-            elif outcome is PublishOutcome.RETURNED:
-                returned[row.message_id] = row
-            else:
-                unknown.append(row.message_id)
+            match outcome:
+                case PublishOutcome.CONFIRMED:
+                    done.append(row.message_id)
+                case PublishOutcome.UNKNOWN:
+                    unknown.append(row.message_id)
+                case PublishOutcome.RETURNED if row.exchange == topology.DEFAULT_EXCHANGE:
+                    log.warning("The client's reply queue is gone", action="reply_unroutable", run_id=str(row.run_id))
+                    done.append(row.message_id)
+                case PublishOutcome.RETURNED:
+                    returned[row.message_id] = row
+                case PublishOutcome.TOO_LARGE:
+                    given_up += self._too_large(row)
+                    (done if await self._send_smaller(row) else unknown).append(row.message_id)
+                case _:
+                    assert_never(outcome)
         if done:
             await delete_sent(connection, done)
         if unknown:
             await postpone(connection, unknown, delay=RETRY_SECONDS, returned=False)
-        return await self._postpone_returned(connection, returned) if returned else []
+        if returned:
+            given_up += await self._postpone_returned(connection, returned)
+        return given_up
+
+    def _too_large(self, row: OutboxRow) -> list[TaskUndeliverable]:
+        size = len(row.body)
+        log.error("A message exceeds the broker's limit", action="message_too_large", type=row.type, size=size)
+        if row.task_id is None or row.step_id is None:
+            return []
+        return [TaskUndeliverable(row.run_id, row.step_id, row.task_id, codes.PAYLOAD_TOO_LARGE)]
+
+    async def _send_smaller(self, row: OutboxRow) -> bool:
+        """Send what can be said in less; return whether the message as it was is done with.
+
+        A task stays until its step has failed; should this process die first, the sweep comes by here again.
+        """
+        if row.type != RunResult.__name__:
+            return row.task_id is None
+        return (await self._publish([without_output(row)]))[0] is not PublishOutcome.UNKNOWN
 
     async def _postpone_returned(
         self, connection: Connection, returned: dict[UUID, OutboxRow]
@@ -183,7 +213,7 @@ class Relay:
                     step_id=row.step_id,
                 )
             elif late.unroutable_for.total_seconds() >= self._unknown_agent_after:
-                given_up.append(TaskUndeliverable(row.run_id, row.step_id, row.task_id))
+                given_up.append(TaskUndeliverable(row.run_id, row.step_id, row.task_id, codes.UNKNOWN_AGENT))
         return given_up
 
     async def _give_up(self, undeliverable: Sequence[TaskUndeliverable]) -> None:
@@ -192,15 +222,3 @@ class Relay:
         await self._driver.drive(undeliverable)
         async with self._database.connection() as connection:
             await delete_tasks(connection, [event.task_id for event in undeliverable])
-
-    def _is_pointless(self, row: OutboxRow, outcome: PublishOutcome) -> bool:
-        """Whether sending it again cannot help anybody: a reply to a client that has gone, a body that is too large."""
-        if outcome is PublishOutcome.TOO_LARGE:
-            log.error(
-                "A message exceeds the broker's limit", action="message_too_large", type=row.type, size=len(row.body)
-            )
-            return True
-        if outcome is PublishOutcome.RETURNED and row.exchange == topology.DEFAULT_EXCHANGE:
-            log.warning("The client's reply queue is gone", action="reply_unroutable", run_id=str(row.run_id))
-            return True
-        return False

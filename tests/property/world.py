@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
+from orchestrator.engine import codes
 from orchestrator.engine.decide import Moment
 from orchestrator.engine.decision import Decision, Send, SendResult, SendTask, SendTicket, Verdict
 from orchestrator.engine.inputs import (
@@ -182,7 +183,7 @@ class World:
         task_id, row = self.tasks[step_id], self.rows.steps[step_id]
         match self.case.behaviour(step_id):
             case Behaviour.IS_MISSING:
-                return TaskUndeliverable(RUN, step_id, task_id)
+                return TaskUndeliverable(RUN, step_id, task_id, codes.UNKNOWN_AGENT)
             case Behaviour.HANGS if row.status is StepStatus.QUEUED:
                 return self._report(ReportStatus.STARTED, task_id)
             case Behaviour.HANGS:
@@ -201,7 +202,9 @@ class World:
         else:
             happenings[f"{step_id} {self.case.behaviour(step_id)}"] = self.end(step_id)
         if row.status is not StepStatus.QUEUED:
-            happenings[f"{step_id} undeliverable too late"] = TaskUndeliverable(RUN, step_id, task_id)
+            happenings[f"{step_id} undeliverable too late"] = TaskUndeliverable(
+                RUN, step_id, task_id, codes.UNKNOWN_AGENT
+            )
         if self.case.behaviour(step_id) is not Behaviour.IS_MISSING:
             for worker in ("w1", "w2"):
                 happenings[f"{step_id} started by {worker}"] = self._report(ReportStatus.STARTED, task_id, worker)

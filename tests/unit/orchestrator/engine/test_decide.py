@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.engine import codes
 from orchestrator.engine.decide import Moment, apply, first_wanted
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.inputs import (
@@ -44,7 +45,7 @@ MOMENT = Moment(NOW, counted_ids())
         BranchArrived(RUN, "block", "a"),
         SlotsFree(RUN, "block"),
         AttemptOverdue(RUN, "a", TASK),
-        TaskUndeliverable(RUN, "a", TASK),
+        TaskUndeliverable(RUN, "a", TASK, codes.UNKNOWN_AGENT),
         CancelRequested(RUN, None),
     ],
 )

@@ -237,7 +237,7 @@ def overdue(step_id: str = "step") -> AttemptOverdue:
 
 
 def undeliverable() -> TaskUndeliverable:
-    return TaskUndeliverable(RUN, "step", TASK)
+    return TaskUndeliverable(RUN, "step", TASK, codes.UNKNOWN_AGENT)
 
 
 @pytest.mark.parametrize("event", [overdue(), undeliverable()])
