@@ -58,7 +58,11 @@ class Database:
         """Yield a connection; each statement on it is a transaction of its own."""
         pool = await self._opened()
         async with pool.acquire() as connection:
-            yield connection
+            try:
+                yield connection
+            except asyncpg.InternalClientError:
+                connection.terminate()  # it is out of step with its backend for good
+                raise
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -104,6 +108,8 @@ def is_lost_connection(error: BaseException) -> bool:
             return True
         case asyncpg.InterfaceError():
             return "closed" in str(error)  # the driver has no class of its own for it
+        case asyncpg.InternalClientError():
+            return "cannot switch to state" in str(error)  # the news that its backend had gone met its next statement
         case _:
             return _sqlstate(error).startswith(_SERVER_GONE)
 
