@@ -336,11 +336,11 @@ async def test_names_that_could_not_be_routing_keys_are_refused_before_they_beco
 async def test_a_block_of_thousands_is_checked_without_stopping_the_replica(
     running: System,
 ) -> None:
-    document = one_block(2_600)
+    document = one_block(3_000)
     assert len(json.dumps(document)) > 256 * 1024, "large enough to be checked in a thread"
     result = await running.run(document)
     assert result.status is ResultStatus.COMPLETED
-    assert len(result.output) == 2_600
+    assert len(result.output) == 3_000
     await running.quiet()
 
 
