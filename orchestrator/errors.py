@@ -5,6 +5,7 @@
     │   ├── UnknownRun         there is no run of that id
     │   ├── UnknownWorkflow    no workflow is registered under that id
     │   └── AgentsMissing      the workflow names agents that the registry lacks
+    ├── RunLocked              somebody keeps a run locked: the same input may be applied later
     ├── SchemaMismatch         the database schema is missing, older or newer than the code
     └── DatabaseUnavailable    Postgres cannot be reached, or refused us
 
@@ -30,6 +31,10 @@ class UnknownWorkflow(WrongUse):
 
 class AgentsMissing(WrongUse):
     """The workflow names agents that the registry lacks."""
+
+
+class RunLocked(OrchestratorError):
+    """Somebody keeps a run locked for longer than replicas do; the same input may be applied later."""
 
 
 class SchemaMismatch(OrchestratorError):

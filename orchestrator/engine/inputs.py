@@ -5,7 +5,7 @@ that each decision stays small and a crash can never separate cause from effect.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from orchestrator.engine.records import ReplyAddress
@@ -71,7 +71,7 @@ class TaskUndeliverable:
     run_id: UUID
     step_id: str
     task_id: UUID
-    code: str
+    code: Literal["unknown_agent", "payload_too_large"]
 
 
 @dataclass(frozen=True, slots=True)

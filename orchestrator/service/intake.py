@@ -4,19 +4,22 @@ While one batch is in its transaction the next deliveries collect; the next tran
 whole of the batching: no timer, and nothing waits when there is little to do.
 
 A delivery that cannot be read is dead-lettered with its reason. A batch that cannot be applied is halved until the
-one that is to blame stands alone; that one is dead-lettered, the others are applied. Whatever happens, each delivery
-is settled: one that was forgotten would stay with this process until its end.
+one that is to blame stands alone; that one is dead-lettered, the others are applied. Where somebody keeps a run locked,
+the inputs of each run are set aside and go on by themselves, so that one run never stops the others. Whatever happens,
+each delivery is settled: one that was forgotten would stay with this process until its end.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
+from uuid import UUID
 
 import structlog
 
 from messaging.port import Broker, BrokerUnavailable, Consumer, ConsumerClosed, DeadLetterReason, Delivery, Queue
 from orchestrator.engine.inputs import ExternalInput
+from orchestrator.errors import RunLocked
 from orchestrator.service.batch import Answer
 from orchestrator.service.driver import Driver
 from orchestrator.storage.database import is_transient
@@ -25,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 BATCH: Final = 500
 PREFETCH: Final = 2 * BATCH  # one batch in its transaction, one collecting
+ASIDE_AT_ONCE: Final = 4  # transactions for runs that were set aside; the pool is for the others too
 READ_AGAIN_SECONDS: Final = 0.5  # after an error that passes
 
 
@@ -76,6 +80,9 @@ class Intake:
         self._driver = driver
         self._reader = reader
         self._consumer: Consumer | None = None
+        self._aside: dict[UUID, list[Item]] = {}  # by run, in their order, each with a task of its own
+        self._aside_tasks: set[asyncio.Task[None]] = set()
+        self._aside_turns = asyncio.Semaphore(ASIDE_AT_ONCE)
 
     async def start(self) -> None:
         """Begin to consume."""
@@ -103,6 +110,9 @@ class Intake:
         """Stop; what is not settled goes back to the queue."""
         if self._consumer is not None:
             await self._consumer.close()
+        for task in self._aside_tasks:
+            task.cancel()
+        await asyncio.gather(*self._aside_tasks, return_exceptions=True)
 
     def _started(self) -> Consumer:
         assert self._consumer is not None, "start() comes first"
@@ -129,15 +139,60 @@ class Intake:
             await asyncio.sleep(READ_AGAIN_SECONDS)
 
     async def _apply(self, consumer: Consumer, items: Sequence[Item]) -> None:
+        items = [item for item in items if not self._follows_aside(item)]
         if not items:
             return
         try:
-            answers = await self._driver.drive([item.event for item in items])
+            await self._drive_or_halve(consumer, items)
+        except RunLocked:
+            self._set_aside(consumer, items)
+
+    async def _drive_or_halve(self, consumer: Consumer, items: Sequence[Item]) -> None:
+        """Apply what can be applied; applying some of it twice is harmless. Raises RunLocked."""
+        try:
+            await self._drive(consumer, items)
+        except RunLocked:
+            raise
         except Exception as error:
-            await self._isolate(consumer, items, error)
-            return
+            if len(items) == 1:
+                await self._blame(consumer, items[0].delivery, error)
+                return
+            middle = len(items) // 2
+            await self._drive_or_halve(consumer, items[:middle])
+            await self._drive_or_halve(consumer, items[middle:])
+
+    async def _drive(self, consumer: Consumer, items: Sequence[Item]) -> None:
+        answers = await self._driver.drive([item.event for item in items])
         answered = zip(items, answers, strict=True)
         await consumer.ack([item.delivery for item, answer in answered if await self._accepted(consumer, item, answer)])
+
+    def _follows_aside(self, item: Item) -> bool:
+        earlier = self._aside.get(item.event.run_id)
+        if earlier is None:
+            return False
+        earlier.append(item)
+        return True
+
+    def _set_aside(self, consumer: Consumer, items: Sequence[Item]) -> None:
+        for item in items:
+            if not self._follows_aside(item):
+                self._aside[item.event.run_id] = [item]
+                task = asyncio.create_task(self._apply_aside(consumer, item.event.run_id))
+                self._aside_tasks.add(task)
+                task.add_done_callback(self._aside_tasks.discard)
+
+    async def _apply_aside(self, consumer: Consumer, run_id: UUID) -> None:
+        while items := self._aside[run_id]:
+            count = len(items)
+            try:
+                async with self._aside_turns:
+                    await self._drive_or_halve(consumer, items[:count])
+            except RunLocked:
+                # Postgres has waited already, for as long as the lock timeout says.
+                log.warning("Somebody keeps a run locked; trying again", action="run_locked", run_id=str(run_id))
+                continue
+            del items[:count]
+        del self._aside[run_id]
 
     async def _accepted(self, consumer: Consumer, item: Item, answer: Answer) -> bool:
         try:
@@ -146,14 +201,6 @@ class Intake:
             await self._dead_letter(consumer, item.delivery, refused.reason)
             return False
         return True
-
-    async def _isolate(self, consumer: Consumer, items: Sequence[Item], error: Exception) -> None:
-        if len(items) > 1:
-            middle = len(items) // 2
-            await self._apply(consumer, items[:middle])
-            await self._apply(consumer, items[middle:])
-            return
-        await self._blame(consumer, items[0].delivery, error)
 
     async def _blame(self, consumer: Consumer, delivery: Delivery, error: Exception) -> None:
         log.exception("An input cannot be applied", action="input_failed", queue=self._queue.name, exc_info=error)

@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from messaging import topology
 from messaging.port import Broker, Consumer, ConsumerClosed
+from orchestrator.errors import RunLocked
 from orchestrator.service.driver import Driver
 from orchestrator.service.gatekeeper import Gatekeeper
 from orchestrator.service.intake import Intake
@@ -125,7 +126,7 @@ async def _keep_up(name: str, loop: Callable[[], Awaitable[None]]) -> None:
         log.warning("A loop was interrupted; it goes on", action="loop_interrupted", loop=name, error=str(error))
 
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception(is_transient),
+        retry=retry_if_exception(lambda error: is_transient(error) or isinstance(error, RunLocked)),
         wait=wait_random_exponential(multiplier=0.1, max=5),
         before_sleep=interrupted,
         reraise=True,

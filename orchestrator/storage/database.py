@@ -114,6 +114,11 @@ def is_lost_connection(error: BaseException) -> bool:
             return _sqlstate(error).startswith(_SERVER_GONE)
 
 
+def is_locked_out(error: BaseException) -> bool:
+    """Whether somebody else kept one of the transaction's runs locked for too long."""
+    return isinstance(error, asyncpg.LockNotAvailableError)
+
+
 def _sqlstate(error: BaseException) -> str:
     origin = error.orig if isinstance(error, DBAPIError) else error
     return getattr(origin, "sqlstate", None) or ""

@@ -16,10 +16,12 @@ from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_ru
 from schemas.references import StepOutcome
 from schemas.statuses import StepStatus
 
-# The clock is the database's, so that replicas agree on it. It is read after the locks were granted.
+# The clock is the database's, so that replicas agree on it. It is read after the locks were granted. A run that
+# somebody keeps locked for longer than replicas do ends the transaction (lock_not_available), rather than all others.
 _LOCK_RUNS: Final = f"""
+    WITH one AS MATERIALIZED (SELECT set_config('lock_timeout', '1s', true))
     SELECT clock_timestamp() AS now, {RUN_COLUMNS}
-    FROM (SELECT 1) AS one
+    FROM one
     LEFT JOIN (
         SELECT * FROM runs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
     ) AS r ON true
