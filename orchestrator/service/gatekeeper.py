@@ -10,7 +10,7 @@ up for by the reconciliation of the next lease round.
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -31,6 +31,8 @@ from schemas.errors import MessageRefused
 log = structlog.get_logger(__name__)
 
 LEASE_ROUND_SECONDS: Final = 1.5  # well within a lease, so that one late round does not lose it
+NOTICE_SECONDS: Final = 0.05  # what changed meanwhile is told together
+ASK_SECONDS: Final = 0.25  # for so long a ticket may wait to hear whether its branch runs
 MAX_PREFETCH: Final = 65_535  # AMQP's; above it the window is open, and the count alone limits
 MAX_TICKETS: Final = 500  # answered in one transaction
 
@@ -45,7 +47,9 @@ class HeldGate:
         self._consumer = consumer
         self._driver = driver
         self._held: dict[str, Delivery] = {}
-        self._dispatched: set[str] = set()  # known to run although their tickets have not arrived yet
+        self._dispatched: set[str] = set()  # known to run, whether or not their tickets have arrived
+        self._asked = False
+        self._later: set[asyncio.Task[None]] = set()
         self._task = asyncio.create_task(self._run(), name=f"gate {key[0]}.{key[1]}")
 
     @property
@@ -55,7 +59,7 @@ class HeldGate:
 
     def branches_dispatched(self, step_ids: Iterable[str]) -> None:
         """Remember branches that got a slot: their tickets, when they arrive, are held without asking."""
-        self._dispatched.update(step_id for step_id in step_ids if step_id not in self._held)
+        self._dispatched.update(step_ids)
 
     async def branches_ended(self, step_ids: Collection[str]) -> None:
         """Ack the tickets of branches that have ended; each ack lets RabbitMQ deliver the next."""
@@ -65,8 +69,10 @@ class HeldGate:
     async def close(self) -> None:
         """Let go: what is held goes back to the queue, for the next holder."""
         await self._consumer.close()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        tasks = (self._task, *self._later)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def is_broken(self) -> bool:
@@ -93,12 +99,22 @@ class HeldGate:
                 continue
             # In hand before anything is asked: its branch may end at any moment from now on.
             self._held[ticket.step_id] = delivery
-            if ticket.step_id in self._dispatched:
-                self._dispatched.discard(ticket.step_id)
-            else:
+            if ticket.step_id not in self._dispatched:
                 arrived.append(ticket.step_id)
-        if arrived:
+        if arrived and self._asked:
+            # A notice about them is probably on its way.
+            task = asyncio.create_task(self._ask_later(arrived))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+        elif arrived:
+            self._asked = True
             await self._ask(arrived)
+
+    async def _ask_later(self, arrived: Sequence[str]) -> None:
+        await asyncio.sleep(ASK_SECONDS)
+        unknown = [step_id for step_id in arrived if step_id in self._held and step_id not in self._dispatched]
+        if unknown:
+            await self._ask(unknown)
 
     async def _ask(self, arrived: Sequence[str]) -> None:
         run_id, block_id = self.key
@@ -117,6 +133,7 @@ class Gatekeeper:
         self._replica_id = replica_id
         self._gates: dict[GateKey, HeldGate] = {}
         self._changing = asyncio.Lock()
+        self._changes: list[GateChange] = []
         self._background: set[asyncio.Task[Any]] = set()
 
     async def open_gates(self, batch: Committed) -> None:
@@ -125,16 +142,13 @@ class Gatekeeper:
             await self._open((gate.run_id, gate.block_id), gate.max_parallelism)
 
     async def tell_holders(self, batch: Committed) -> None:
-        """Tell the holders of gates what a commit changed; called after it. Nobody waits for notices to arrive."""
-        elsewhere = []
-        for change in batch.gate_changes:
-            notice = _notice(change)
-            if change.holder == self._replica_id:
-                await self.take_notice(notice)
-            else:
-                elsewhere.append(_notice_message(change.holder, notice))
-        if elsewhere:
-            self._in_background(self._broker.publish(elsewhere))
+        """Have the holders of gates told what a commit changed; called after it.
+
+        Slots are filled already, so tickets may be settled together a moment later.
+        """
+        if batch.gate_changes and not self._changes:
+            self._in_background(self._tell_soon())
+        self._changes.extend(batch.gate_changes)
 
     async def run(self) -> None:
         """Renew the leases for ever."""
@@ -169,6 +183,18 @@ class Gatekeeper:
         for key in list(self._gates):
             await self._let_go(key)
         await release_leases(self._database, self._replica_id)
+
+    async def _tell_soon(self) -> None:
+        await asyncio.sleep(NOTICE_SECONDS)
+        changes, self._changes = self._changes, []
+        elsewhere = []
+        for notice, holder in _notices(changes):
+            if holder == self._replica_id:
+                await self.take_notice(notice)
+            else:
+                elsewhere.append(_notice_message(holder, notice))
+        if elsewhere:
+            await self._broker.publish(elsewhere)
 
     async def _tend(self, key: GateKey, lease: Lease) -> None:
         if lease.block_status.is_final:
@@ -215,14 +241,19 @@ class Gatekeeper:
             log.warning("The next lease round makes up for a notice", action="gate_notice_failed", error=str(error))
 
 
-def _notice(change: GateChange) -> GateNotice:
-    return GateNotice(
-        run_id=change.run_id,
-        block_id=change.block_id,
-        ended=change.ended,
-        dispatched=change.dispatched,
-        block_over=change.block_over,
-    )
+def _notices(changes: Sequence[GateChange]) -> Iterator[tuple[GateNotice, str]]:
+    """Yield one notice for each gate, with its holder."""
+    by_gate: dict[tuple[str, UUID, str], list[GateChange]] = {}
+    for change in changes:
+        by_gate.setdefault((change.holder, change.run_id, change.block_id), []).append(change)
+    for (holder, run_id, block_id), some in by_gate.items():
+        ended = [step_id for change in some for step_id in change.ended]
+        dispatched = [step_id for change in some for step_id in change.dispatched]
+        over = any(change.block_over for change in some)
+        yield (
+            GateNotice(run_id=run_id, block_id=block_id, ended=ended, dispatched=dispatched, block_over=over),
+            holder,
+        )
 
 
 def _notice_message(holder: str, notice: GateNotice) -> OutgoingMessage:

@@ -8,8 +8,8 @@ the broker did not confirm or could not route — is found by the sweep when it 
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from typing import Final, assert_never
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, assert_never
 from uuid import UUID
 
 import structlog
@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 PAGE: Final = 500
 RETRY_SECONDS: Final = 1.0
 FORGET_SECONDS: Final = 0.02  # sent rows are deleted together; a crash before that sends them twice, which is harmless
+EVENTS_SECONDS: Final = 0.05  # events wait for each other: in one write they cost the broker a fraction
 SENDERS: Final = 4  # publishing at once; what is committed meanwhile goes out with the next one that is free
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024  # what a slow broker keeps waiting beyond that is left to the sweep
 
@@ -57,7 +58,9 @@ class Relay:
         self._interval = interval
         self._wake = asyncio.Event()
         self._pending: deque[OutboxRow] = deque()
+        self._events: list[OutboxRow] = []
         self._pending_bytes = 0
+        self._working = 0
         self._senders: set[asyncio.Task[None]] = set()
         self._sent_ids: list[UUID] = []
         self._any_sent = asyncio.Event()
@@ -70,12 +73,14 @@ class Relay:
         size = sum(len(row.body) for row in batch.messages)
         if not batch.messages or self._pending_bytes + size > MAX_PENDING_BYTES:
             return
-        self._pending.extend(batch.messages)
         self._pending_bytes += size
-        if len(self._senders) < SENDERS:
-            sender = asyncio.create_task(self._send_pending())
-            self._senders.add(sender)
-            sender.add_done_callback(self._sender_ended)
+        events = [row for row in batch.messages if row.exchange == topology.EVENTS_EXCHANGE]
+        if events and not self._events:
+            self._start_sender(self._send_events())
+        self._events.extend(events)
+        self._pending.extend(row for row in batch.messages if row.exchange != topology.EVENTS_EXCHANGE)
+        if self._pending and self._working < SENDERS:
+            self._start_sender(self._send_pending())
             # One turn for it: tasks for workers get onto the wire before the acks that are written next.
             await asyncio.sleep(0)
 
@@ -124,13 +129,27 @@ class Relay:
             # Only now: while Postgres is out of reach they stay to be forgotten.
             del self._sent_ids[: len(ids)]
 
+    def _start_sender(self, work: Coroutine[Any, Any, None]) -> None:
+        sender = asyncio.create_task(work)
+        self._senders.add(sender)
+        sender.add_done_callback(self._sender_ended)
+
     async def _send_pending(self) -> None:
-        while self._pending:
-            rows = [self._pending.popleft() for _ in range(min(len(self._pending), PAGE))]
-            self._pending_bytes -= sum(len(row.body) for row in rows)
-            await self._send_now(rows)
+        self._working += 1
+        try:
+            while self._pending:
+                await self._send_now([self._pending.popleft() for _ in range(min(len(self._pending), PAGE))])
+        finally:
+            self._working -= 1
+
+    async def _send_events(self) -> None:
+        await asyncio.sleep(EVENTS_SECONDS)
+        events, self._events = self._events, []
+        for start in range(0, len(events), PAGE):
+            await self._send_now(events[start : start + PAGE])
 
     async def _send_now(self, rows: Sequence[OutboxRow]) -> None:
+        self._pending_bytes -= sum(len(row.body) for row in rows)
         outcomes = await self._publish(rows)
         if all(outcome is PublishOutcome.CONFIRMED for outcome in outcomes):
             self._sent_ids.extend(row.message_id for row in rows)
