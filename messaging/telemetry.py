@@ -12,8 +12,9 @@ from typing import Final
 import structlog
 from structlog.typing import Processor
 
-# They log every reconnect with a traceback, and whole frames when asked for more.
-_NOISY_LOGGERS: Final = ("aio_pika", "aiormq")
+# The broker libraries log each failed attempt as an error, and our adapter tells of the same with better words.
+# Alembic tells on each start what database it found.
+_QUIETEST_LEVELS: Final = {"aio_pika": logging.CRITICAL, "aiormq": logging.CRITICAL, "alembic": logging.WARNING}
 
 
 class LogLevel(StrEnum):
@@ -46,8 +47,8 @@ def configure_logging(level: LogLevel = LogLevel.INFO, format: LogFormat | None 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    for name, quietest in _QUIETEST_LEVELS.items():
+        logging.getLogger(name).setLevel(max(number, quietest))
     structlog.configure(
         processors=[*_shared_processors(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(number),

@@ -16,7 +16,7 @@ def restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    for name in ("aio_pika", "aiormq"):
+    for name in ("aio_pika", "aiormq", "alembic"):
         logging.getLogger(name).setLevel(logging.NOTSET)
     structlog.reset_defaults()
 
@@ -71,6 +71,7 @@ def test_away_from_a_terminal_the_default_is_json_and_console_can_be_asked_for(
 
 def test_the_clients_own_chatter_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LogLevel.DEBUG, LogFormat.JSON)
-    logging.getLogger("aiormq.connection").info("frames")
-    logging.getLogger("aio_pika.robust").warning("lost")
+    logging.getLogger("aiormq.connection").error("refused")
+    logging.getLogger("aio_pika.robust").critical("lost")
+    logging.getLogger("alembic.runtime.migration").info("Context impl PostgresqlImpl.")
     assert [json.loads(line)["event"] for line in lines(capsys)] == ["lost"]
