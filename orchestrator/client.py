@@ -1,6 +1,6 @@
 """A client of the orchestrator: it speaks the public protocol, over any broker, as any other client may."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
@@ -9,8 +9,6 @@ from messaging.port import Broker, BrokerUnavailable, Consumer, OutgoingMessage,
 from orchestrator.errors import WrongUse
 from schemas.codec import decode, encode
 from schemas.messages import CancelRun, Message, RunEvent, RunRequest, RunResult
-
-OnEvent = Callable[[RunEvent], None]
 
 _RECEIVE = 500
 

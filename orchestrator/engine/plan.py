@@ -55,11 +55,6 @@ class Plan:
     start: str
     steps: Mapping[str, StepPlan]
 
-    @property
-    def agent_names(self) -> frozenset[str]:
-        """The agents that this workflow may call."""
-        return frozenset(step.agent_name for step in self.steps.values() if isinstance(step, AgentPlan))
-
 
 def compile_plan(workflow: Workflow) -> Plan:
     """Compile a valid *workflow*.

@@ -113,8 +113,13 @@ class HeldGate:
     async def _ask_later(self, arrived: Sequence[str]) -> None:
         await asyncio.sleep(ASK_SECONDS)
         unknown = [step_id for step_id in arrived if step_id in self._held and step_id not in self._dispatched]
-        if unknown:
+        if not unknown:
+            return
+        try:
             await self._ask(unknown)
+        except Exception:
+            # The tickets stay in hand, and the next lease round looks after them.
+            log.exception("Tickets could not be asked about", action="gate_question_failed", gate=str(self.key))
 
     async def _ask(self, arrived: Sequence[str]) -> None:
         run_id, block_id = self.key

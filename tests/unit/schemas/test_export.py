@@ -181,9 +181,12 @@ def test_every_message_stands_on_a_channel_and_has_its_schema_file() -> None:
 def test_every_reference_within_the_document_leads_somewhere() -> None:
     document = async_api()
 
-    for reference in local_references(document):
+    references = local_references(document)
+    assert references
+    for reference in references:
         target: Any = document
         for part in reference.removeprefix("#/").split("/"):
+            assert part in target, reference
             target = target[part]
 
 

@@ -66,8 +66,3 @@ def test_a_block_reads_from_every_step_that_one_of_its_branches_reads_from() -> 
         c=agent(input_mapping={"x": "${workflow.input}"}),
     )
     assert block_plan(plan).referenced_steps == {"first", "second"}
-
-
-def test_a_plan_knows_the_agents_that_it_may_call() -> None:
-    plan = plan_of(block=parallel("a", "b"), a=agent("research"), b=agent("write"))
-    assert plan.agent_names == {"research", "write"}
