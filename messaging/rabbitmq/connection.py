@@ -196,7 +196,7 @@ class Connection:
 
     async def _welcome(self, opened: aio_pika.Connection) -> None:
         connection = _underlying(opened)
-        session = Session(connection, FrameWriter(connection))
+        session = Session(connection, FrameWriter(self._transport.stream))
         try:
             if self._on_connected is not None:
                 await self._on_connected(session)

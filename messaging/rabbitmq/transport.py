@@ -17,6 +17,12 @@ class DroppableTransport(TransportFactory):
     def __init__(self) -> None:
         self._writer: asyncio.StreamWriter | None = None
 
+    @property
+    def stream(self) -> asyncio.StreamWriter:
+        """The open socket's outgoing side."""
+        assert self._writer is not None, "it is asked for after the connection was made"
+        return self._writer
+
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open the socket."""
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()

@@ -6,7 +6,7 @@ the decisions look, not on how many inputs or runs there are.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -67,11 +67,12 @@ class _Queued:
 class Batch:
     """The inputs of one transaction on their way through the core."""
 
-    def __init__(self, uow: UnitOfWork, plans: PlanCache, states: Mapping[UUID, RunState], moment: Moment) -> None:
+    def __init__(self, uow: UnitOfWork, plans: PlanCache, new_id: Callable[[], UUID]) -> None:
         self._uow = uow
         self._plans = plans
-        self._states = states
-        self._moment = moment
+        self._new_id = new_id
+        self._states: dict[UUID, RunState] = {}
+        self._moment: Moment
         self._queues: dict[UUID, deque[_Queued]] = defaultdict(deque)
         self._events: dict[UUID, list[StepEvent]] = defaultdict(list)
         self._answers: dict[int, Answer] = {}
@@ -84,7 +85,7 @@ class Batch:
         for index, event in enumerate(inputs):
             self._queues[event.run_id].append(_Queued(event, index))
             wanted[event.run_id] = wanted.get(event.run_id, Wanted()) | first_wanted(event)
-        await self._load({run: w for run, w in wanted.items() if w and self._states[run].run is not None})
+        await self._first_look(wanted)
         while self._queues:
             wanted = {}
             for run_id in list(self._queues):
@@ -94,6 +95,12 @@ class Batch:
             await self._load(wanted)
         self._flush_events()
         return self._finish(len(inputs))
+
+    async def _first_look(self, wanted: Mapping[UUID, Wanted]) -> None:
+        now, self._states = await self._uow.first_look(wanted)
+        self._moment = Moment(now, self._new_id)
+        missing = {run: self._states[run].missing(some) for run, some in wanted.items()}
+        await self._load({run: some for run, some in missing.items() if some and self._states[run].run is not None})
 
     async def _advance(self, run_id: UUID) -> Wanted | None:
         """Decide the run's inputs until none is left (None), or until one wants to see more."""

@@ -2,22 +2,19 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from orchestrator.engine.decide import Moment
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import BranchArrived, ExternalInput, SlotsFree
-from orchestrator.engine.state import RunState
 from orchestrator.errors import RunLocked
 from orchestrator.service.batch import Answer, Batch, Committed
 from orchestrator.service.plans import PlanCache
 from orchestrator.storage.database import Database, is_locked_out, is_lost_connection, is_transient
-from orchestrator.storage.unit_of_work import UnitOfWork, unit_of_work
+from orchestrator.storage.unit_of_work import unit_of_work
 
 log = structlog.get_logger(__name__)
 
@@ -70,21 +67,15 @@ class Driver:
         return committed.answers
 
     async def _once(self, inputs: Sequence[ExternalInput]) -> Committed:
-        async with unit_of_work(self._database, self._replica_id) as uow:
-            now, states = await self._lock_runs(uow, inputs)
-            committed = await Batch(uow, self._plans, states, Moment(now, uuid4)).run(inputs)
-        committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox
-        return committed
-
-    async def _lock_runs(
-        self, uow: UnitOfWork, inputs: Sequence[ExternalInput]
-    ) -> tuple[datetime, dict[UUID, RunState]]:
         try:
-            return await uow.lock_runs({event.run_id for event in inputs})
+            async with unit_of_work(self._database, self._replica_id) as uow:
+                committed = await Batch(uow, self._plans, uuid4).run(inputs)
         except Exception as error:
             if is_locked_out(error):
                 raise RunLocked("somebody keeps a run locked") from error
             raise
+        committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox
+        return committed
 
     def _failed(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None

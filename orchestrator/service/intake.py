@@ -30,6 +30,8 @@ BATCH: Final = 500
 PREFETCH: Final = 2 * BATCH  # one batch in its transaction, one collecting
 ASIDE_AT_ONCE: Final = 4  # transactions for runs that were set aside; the pool is for the others too
 READ_AGAIN_SECONDS: Final = 0.5  # after an error that passes
+ACK_SECONDS: Final = 0.05  # acks wait for each other: together they cost the broker a fraction
+ACKS: Final = 100  # so many need not wait
 
 
 class Refused(Exception):
@@ -80,6 +82,8 @@ class Intake:
         self._driver = driver
         self._reader = reader
         self._consumer: Consumer | None = None
+        self._acks: list[Delivery] = []
+        self._acking: asyncio.Task[None] | None = None
         self._aside: dict[UUID, list[Item]] = {}  # by run, in their order, each with a task of its own
         self._aside_tasks: set[asyncio.Task[None]] = set()
         self._aside_turns = asyncio.Semaphore(ASIDE_AT_ONCE)
@@ -109,6 +113,7 @@ class Intake:
     async def close(self) -> None:
         """Stop; what is not settled goes back to the queue."""
         if self._consumer is not None:
+            await self._ack(self._consumer)
             await self._consumer.close()
         for task in self._aside_tasks:
             task.cancel()
@@ -164,7 +169,25 @@ class Intake:
     async def _drive(self, consumer: Consumer, items: Sequence[Item]) -> None:
         answers = await self._driver.drive([item.event for item in items])
         answered = zip(items, answers, strict=True)
-        await consumer.ack([item.delivery for item, answer in answered if await self._accepted(consumer, item, answer)])
+        await self._ack_soon(
+            consumer, [item.delivery for item, answer in answered if await self._accepted(consumer, item, answer)]
+        )
+
+    async def _ack_soon(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+        """Ack what is applied, soon: should it come again because this process died, it has no effect."""
+        self._acks.extend(deliveries)
+        if len(self._acks) >= ACKS:
+            await self._ack(consumer)
+        elif self._acking is None or self._acking.done():
+            self._acking = asyncio.create_task(self._ack_later(consumer))
+
+    async def _ack_later(self, consumer: Consumer) -> None:
+        await asyncio.sleep(ACK_SECONDS)
+        await self._ack(consumer)
+
+    async def _ack(self, consumer: Consumer) -> None:
+        deliveries, self._acks = self._acks, []
+        await consumer.ack(deliveries)
 
     def _follows_aside(self, item: Item) -> bool:
         earlier = self._aside.get(item.event.run_id)

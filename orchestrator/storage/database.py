@@ -47,6 +47,7 @@ class Database:
         self._command_timeout = command_timeout
         self._pool: asyncpg.Pool | None = None
         self._opening = asyncio.Lock()
+        self._releasing: set[asyncio.Future[None]] = set()
 
     @property
     def engine(self) -> AsyncEngine:
@@ -57,12 +58,17 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """Yield a connection; each statement on it is a transaction of its own."""
         pool = await self._opened()
-        async with pool.acquire() as connection:
-            try:
-                yield connection
-            except asyncpg.InternalClientError:
-                connection.terminate()  # it is out of step with its backend for good
-                raise
+        connection = await pool.acquire()
+        try:
+            yield connection
+        except asyncpg.InternalClientError:
+            connection.terminate()  # it is out of step with its backend for good
+            raise
+        finally:
+            # Not waited for: giving it back takes two turns of the event loop, and what was committed can be sent.
+            releasing = asyncio.ensure_future(pool.release(connection))
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._releasing.discard)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -9,30 +9,26 @@ from typing import Final
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
-from orchestrator.engine.records import Run, StepExecution
+from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import FailedBranch, Line, LineKey, RunState, RunValues, Wanted
 from orchestrator.storage.database import Connection
 from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
 from schemas.statuses import StepStatus
 
-# The clock is the database's, so that replicas agree on it. It is read after the locks were granted. A run that
-# somebody keeps locked for longer than replicas do ends the transaction (lock_not_available), rather than all others.
-_LOCK_RUNS: Final = f"""
-    WITH one AS MATERIALIZED (SELECT set_config('lock_timeout', '1s', true))
-    SELECT clock_timestamp() AS now, {RUN_COLUMNS}
-    FROM one
-    LEFT JOIN (
-        SELECT * FROM runs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE
-    ) AS r ON true
-"""  # noqa: S608 - only our own column lists are put in
+# A run that somebody keeps locked for longer than replicas do ends the transaction (lock_not_available), rather than
+# all others. Without parameters several statements travel together: one round trip for all three.
+_BEGIN_AND_LOCK: Final = """
+    BEGIN; SET LOCAL lock_timeout = '1s'; SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE
+"""
 
-# For blocks with a gate it also brings those who are next in line for the slots that are free, or will be when the
-# ending attempts have ended. They are told apart by `asked`.
-_STEPS_BY_TASK: Final = f"""
+# The first look, after the locks were granted: the runs, the steps of these tasks with their blocks, and for blocks
+# with a gate those who are next in line for the slots that are free, or will be when the ending attempts have ended.
+# They are told apart by `asked`. The clock is the database's, so that replicas agree on it.
+_FIRST_LOOK: Final = f"""
     WITH found AS (
-        SELECT run_id, step_id, parent_step_id, task_id = ANY($2::uuid[]) AS ending
-        FROM step_executions WHERE task_id = ANY($1::uuid[])
+        SELECT run_id, step_id, parent_step_id, task_id = ANY($3::uuid[]) AS ending
+        FROM step_executions WHERE task_id = ANY($2::uuid[])
     ), parents AS (
         SELECT run_id, parent_step_id AS step_id, count(*) FILTER (WHERE ending) AS ending
         FROM found WHERE parent_step_id IS NOT NULL GROUP BY run_id, parent_step_id
@@ -41,19 +37,23 @@ _STEPS_BY_TASK: Final = f"""
             (p.ending + b.max_parallelism - b.branches_dispatched)::integer AS asked
         FROM parents p JOIN step_executions b USING (run_id, step_id)
         WHERE b.max_parallelism < b.branches_total AND b.branches_passed < b.branches_total AND p.ending > 0
+    ), seen AS (
+        SELECT NULL::integer AS first, NULL::integer AS asked, NULL::text AS input, g.holder, {STEP_COLUMNS}
+        FROM (SELECT run_id, step_id FROM found UNION SELECT run_id, step_id FROM parents) AS k
+        JOIN step_executions s USING (run_id, step_id)
+        LEFT JOIN gates g ON g.run_id = s.run_id AND g.block_id = s.step_id
+        UNION ALL
+        SELECT l.first, l.asked, s.input::text, NULL, {STEP_COLUMNS}
+        FROM lines l CROSS JOIN LATERAL (
+            SELECT * FROM step_executions AS b
+            WHERE b.run_id = l.run_id AND b.parent_step_id = l.step_id AND b.position >= l.first
+                AND b.status = 'PENDING'
+            ORDER BY b.position LIMIT l.asked
+        ) AS s
     )
-    SELECT NULL::integer AS first, NULL::integer AS asked, NULL::text AS input, g.holder, {STEP_COLUMNS}
-    FROM (SELECT run_id, step_id FROM found UNION SELECT run_id, step_id FROM parents) AS k
-    JOIN step_executions s USING (run_id, step_id)
-    LEFT JOIN gates g ON g.run_id = s.run_id AND g.block_id = s.step_id
-    UNION ALL
-    SELECT l.first, l.asked, s.input::text, NULL, {STEP_COLUMNS}
-    FROM lines l CROSS JOIN LATERAL (
-        SELECT * FROM step_executions AS b
-        WHERE b.run_id = l.run_id AND b.parent_step_id = l.step_id AND b.position >= l.first AND b.status = 'PENDING'
-        ORDER BY b.position LIMIT l.asked
-    ) AS s
-"""  # noqa: S608
+    SELECT clock_timestamp() AS now, {RUN_COLUMNS}, seen.*
+    FROM unnest($1::uuid[]) AS k(id) LEFT JOIN runs r USING (id) LEFT JOIN seen ON seen.run_id = r.id
+"""  # noqa: S608 - only our own column lists are put in
 
 _STEPS_BY_KEY: Final = f"""
     WITH asked AS (
@@ -106,10 +106,9 @@ LineId = tuple[UUID, str, int, int]  # run, block, first position, how many
 Keys = Mapping[UUID, Collection[str]]
 
 
-async def lock_runs(connection: Connection, ids: Collection[UUID]) -> tuple[datetime, dict[UUID, Run]]:
-    """Lock the runs in the order of their ids; return the time, and those that exist."""
-    rows = await connection.fetch(_LOCK_RUNS, sorted(ids))
-    return rows[0]["now"], {row["id"]: to_run(row) for row in rows if row["id"] is not None}
+async def begin_and_lock(connection: Connection, ids: Collection[UUID]) -> None:
+    """Begin a transaction and lock the runs in the order of their ids."""
+    await connection.execute(_BEGIN_AND_LOCK.format(ids=", ".join(f"'{run_id}'" for run_id in ids)))
 
 
 class Loader:
@@ -119,33 +118,33 @@ class Loader:
         self._connection = connection
         self.holders: dict[tuple[UUID, str], str] = {}
 
-    async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
-        """Load all of *wanted* except plans, a statement for each kind of thing."""
+    async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
+        """Return the database's time, and a state for each run with the tasks that are wanted of it."""
+        tasks = [task for some in wanted.values() for task in some.tasks]
         ending = [task for some in wanted.values() for task in some.ending]
-        await self._tasks(states, {run: w.tasks for run, w in wanted.items() if w.tasks}, ending)
+        rows = await self._connection.fetch(_FIRST_LOOK, list(wanted), tasks, ending)
+        runs = {row["run.id"]: row for row in rows}
+        states = {run_id: RunState(to_run(runs[run_id]) if run_id in runs else None) for run_id in wanted}
+        next_in_line: dict[LineId, list[StepExecution]] = {}
+        for row in rows:
+            if row["asked"] is not None:
+                line = (row["run_id"], row["parent_step_id"], row["first"], row["asked"])
+                next_in_line.setdefault(line, []).append(to_step(row, to_value(row["input"])))
+            elif row["step_id"] is not None:
+                self._put(states, to_step(row), row["holder"])
+        _put_lines(states, next_in_line)
+        for run_id, some in wanted.items():
+            for task in some.tasks:
+                states[run_id].tasks.setdefault(task, None)
+        return rows[0]["now"], states
+
+    async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
+        """Load all of *wanted* except plans, a statement for each kind of thing; tasks come with the first look."""
         await self._steps(states, {run: w.steps for run, w in wanted.items() if w.steps})
         await self._outcomes(states, {run: w.outcomes for run, w in wanted.items() if w.outcomes})
         await self._failures(states, {run: w.failures for run, w in wanted.items() if w.failures})
         await self._waiting(states, {run: w.waiting for run, w in wanted.items() if w.waiting})
         await self._run_values(states, [run for run, w in wanted.items() if w.run_values])
-
-    async def _tasks(
-        self, states: Mapping[UUID, RunState], tasks: Mapping[UUID, Collection[UUID]], ending: Collection[UUID]
-    ) -> None:
-        if not tasks:
-            return
-        asked = [task for some in tasks.values() for task in some]
-        next_in_line: dict[LineId, list[StepExecution]] = {}
-        for row in await self._connection.fetch(_STEPS_BY_TASK, asked, ending):
-            if row["asked"] is None:
-                self._put(states, to_step(row), row["holder"])
-            else:
-                line = (row["run_id"], row["parent_step_id"], row["first"], row["asked"])
-                next_in_line.setdefault(line, []).append(to_step(row, to_value(row["input"])))
-        _put_lines(states, next_in_line)
-        for run_id, some in tasks.items():
-            for task in some:
-                states[run_id].tasks.setdefault(task, None)
 
     async def _steps(self, states: Mapping[UUID, RunState], steps: Keys) -> None:
         if not steps:

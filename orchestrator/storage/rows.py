@@ -15,7 +15,10 @@ STEP_COLUMNS: Final = """
     s.heartbeat_at, s.finished_at, s.due_at, s.error::text AS error"""
 
 RUN_COLUMNS: Final = """
-    r.id, r.status, r.definition_id, r.request_digest, r.reply_to, r.correlation_id, r.started_at, r.finished_at"""
+    r.id AS "run.id", r.status AS "run.status", r.definition_id AS "run.definition_id",
+    r.request_digest AS "run.request_digest", r.reply_to AS "run.reply_to", r.correlation_id AS "run.correlation_id",
+    r.started_at AS "run.started_at", r.finished_at AS "run.finished_at"
+"""
 
 
 def to_step(row: Row, values: Any = None) -> StepExecution:
@@ -48,13 +51,13 @@ def to_step(row: Row, values: Any = None) -> StepExecution:
 def to_run(row: Row) -> Run:
     """Return the record of a row selected with `RUN_COLUMNS`."""
     return Run(
-        id=row["id"],
-        status=RunStatus(row["status"]),
-        definition_id=row["definition_id"],
-        request_digest=row["request_digest"],
-        reply=ReplyAddress(row["reply_to"], row["correlation_id"]) if row["reply_to"] is not None else None,
-        started_at=row["started_at"],
-        finished_at=row["finished_at"],
+        id=row["run.id"],
+        status=RunStatus(row["run.status"]),
+        definition_id=row["run.definition_id"],
+        request_digest=row["run.request_digest"],
+        reply=ReplyAddress(row["run.reply_to"], row["run.correlation_id"]) if row["run.reply_to"] is not None else None,
+        started_at=row["run.started_at"],
+        finished_at=row["run.finished_at"],
     )
 
 

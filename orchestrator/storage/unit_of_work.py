@@ -5,7 +5,7 @@ flush happens before a load that must see what was decided, and whenever the col
 huge block passes through memory in pieces). Everything is rolled back unless the block ends without an exception.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -17,7 +17,7 @@ from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage import writes
 from orchestrator.storage.database import Connection, Database, Row
 from orchestrator.storage.definitions import load_definition
-from orchestrator.storage.loading import Loader, lock_runs
+from orchestrator.storage.loading import Loader, begin_and_lock
 from orchestrator.storage.writes import GateRow, OutboxRow
 
 FLUSH_ROWS: Final = 1_000  # a block's rows and messages are written in pieces of about this size
@@ -55,10 +55,13 @@ class UnitOfWork:
         """Whether it is time to flush."""
         return len(self._new_steps) + len(self._changed_steps) + len(self._outbox) >= FLUSH_ROWS
 
-    async def lock_runs(self, ids: Collection[UUID]) -> tuple[datetime, dict[UUID, RunState]]:
-        """Lock these runs in the order of their ids; return the database's time and a state for each id."""
-        now, runs = await lock_runs(self._connection, ids)
-        return now, {run_id: RunState(runs.get(run_id)) for run_id in ids}
+    async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
+        """Lock these runs in the order of their ids; return the database's time and a state for each.
+
+        The tasks that are wanted are in it; whatever else is wanted `load` brings.
+        """
+        await begin_and_lock(self._connection, sorted(wanted))
+        return await self._loader.first_look(wanted)
 
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
         """Bring what is wanted (except plans) into the states.
@@ -172,8 +175,17 @@ class UnitOfWork:
 
 @asynccontextmanager
 async def unit_of_work(database: Database, replica_id: str) -> AsyncIterator[UnitOfWork]:
-    """Yield a transaction; flushed and committed at the end, rolled back on an exception."""
-    async with database.transaction() as connection:
+    """Yield a transaction; flushed and committed at the end, rolled back on an exception.
+
+    It begins with its first look, which takes the locks.
+    """
+    async with database.connection() as connection:
         uow = UnitOfWork(connection, replica_id)
-        yield uow
-        await uow.flush()
+        try:
+            yield uow
+            await uow.flush()
+            await connection.execute("COMMIT")
+        except BaseException:
+            if not connection.is_closed():
+                await connection.execute("ROLLBACK")
+            raise

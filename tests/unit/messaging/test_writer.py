@@ -1,86 +1,86 @@
 import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 import pytest
-from aiormq.abc import ChannelFrame
 
 from messaging.rabbitmq.writer import FrameWriter
 
-
-class StubConnection:
-    """What a writer uses of aiormq's connection."""
-
-    def __init__(self) -> None:
-        self.write_queue: asyncio.Queue[ChannelFrame] = asyncio.Queue(1)
-
-    def create_future(self) -> "asyncio.Future[None]":
-        return asyncio.get_running_loop().create_future()
-
-    async def send(self) -> bytes:
-        """Take the next piece as aiormq does, and say that it has left."""
-        piece = await self.write_queue.get()
-        piece.drain()
-        return piece.payload
+MORE_THAN_A_BUFFER = bytes(16 * 1024 * 1024)
 
 
 @pytest.fixture
-def connection() -> StubConnection:
-    return StubConnection()
+def broker() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of one connection; the second is the broker's, who reads only when told to."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
 
 
 @pytest.fixture
-async def writer(connection: StubConnection):  # type: ignore[no-untyped-def]
-    writer = FrameWriter(connection)  # type: ignore[arg-type]
-    yield writer
-    writer.stop()
+async def stream(broker: tuple[socket.socket, socket.socket]) -> AsyncIterator[asyncio.StreamWriter]:
+    _, stream = await asyncio.open_connection(sock=broker[0])
+    yield stream
+    stream.transport.abort()
+    with suppress(ConnectionError):
+        await stream.wait_closed()
 
 
-async def test_what_is_written_together_leaves_together(connection: StubConnection, writer: FrameWriter) -> None:
+@pytest.fixture
+def pieces(stream: asyncio.StreamWriter, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What was written to the socket, piece by piece."""
+    seen: list[bytes] = []
+    write = stream.write
+    monkeypatch.setattr(stream, "write", lambda data: (seen.append(data), write(data)))
+    return seen
+
+
+async def test_what_is_written_in_one_turn_leaves_together(
+    stream: asyncio.StreamWriter, broker: tuple[socket.socket, socket.socket], pieces: list[bytes]
+) -> None:
+    writer = FrameWriter(stream)
     for frame in (b"a", b"b", b"c"):
         writer.write(frame)
-    assert await connection.send() == b"abc"
-
-
-async def test_what_is_written_meanwhile_is_the_next_piece(connection: StubConnection, writer: FrameWriter) -> None:
-    writer.write(b"a")
-    first = await connection.write_queue.get()
-    writer.write(b"b")
-    writer.write(b"c")
-    assert connection.write_queue.empty()
-    first.drain()
-    assert await connection.send() == b"bc"
-
-
-async def test_flushed_waits_for_what_was_written_before(connection: StubConnection, writer: FrameWriter) -> None:
-    await writer.flushed()
-    writer.write(b"a")
-    flushing = asyncio.create_task(writer.flushed())
-    piece = await connection.write_queue.get()
-    assert not flushing.done()
-    piece.drain()
-    async with asyncio.timeout(5):
-        await flushing
-
-
-async def test_flushed_waits_for_a_piece_that_is_under_way(connection: StubConnection, writer: FrameWriter) -> None:
-    writer.write(b"a")
-    piece = await connection.write_queue.get()
-    flushing = asyncio.create_task(writer.flushed())
+    assert pieces == []
     await asyncio.sleep(0)
-    assert not flushing.done()
-    piece.drain()
-    async with asyncio.timeout(5):
-        await flushing
+    assert pieces == [b"abc"]
+    assert broker[1].recv(3) == b"abc"
 
 
-async def test_a_lost_connection_wakes_everyone_who_waits(connection: StubConnection, writer: FrameWriter) -> None:
+async def test_flushing_sends_at_once_and_in_order(stream: asyncio.StreamWriter, pieces: list[bytes]) -> None:
+    writer = FrameWriter(stream)
     writer.write(b"a")
-    await connection.write_queue.get()
+    await writer.flushed()
+    assert pieces == [b"a"]
     writer.write(b"b")
+    await writer.flushed()
+    assert pieces == [b"a", b"b"]
+
+
+async def test_flushed_waits_while_the_broker_does_not_read(stream: asyncio.StreamWriter) -> None:
+    writer = FrameWriter(stream)
+    writer.write(MORE_THAN_A_BUFFER)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(writer.flushed(), 0.05)
+
+
+async def test_a_lost_connection_wakes_everyone_who_waits(stream: asyncio.StreamWriter) -> None:
+    writer = FrameWriter(stream)
+    writer.write(MORE_THAN_A_BUFFER)
     flushing = asyncio.create_task(writer.flushed())
     await asyncio.sleep(0)
     writer.stop()
+    stream.transport.abort()
     async with asyncio.timeout(5):
         await flushing
-        writer.write(b"c")
         await writer.flushed()
-    assert connection.write_queue.empty()
+
+
+async def test_after_its_end_it_writes_nothing(stream: asyncio.StreamWriter, pieces: list[bytes]) -> None:
+    writer = FrameWriter(stream)
+    writer.write(b"a")
+    writer.stop()
+    writer.write(b"b")
+    await writer.flushed()
+    assert pieces == []
