@@ -45,6 +45,20 @@ class Attempt:
         """How often the broker had handed the task out before it came here."""
         return self.held[0].delivery.earlier_deliveries
 
+    @property
+    def came_again(self) -> bool:
+        """Whether somebody may have begun it before: the broker had handed it out, and has no answer."""
+        return self.held[0].delivery.redelivered or self.earlier_deliveries > 0
+
+    @property
+    def outlived_timeout(self) -> float | None:
+        """The broker's consumer_timeout in seconds, where that is known and the attempt has run for longer."""
+        for known in (held.consumer.consumer_timeout for held in self.held):
+            if known is not None and self.started_at is not None:
+                ran = datetime.now(UTC) - self.started_at
+                return known if ran.total_seconds() > known else None
+        return None
+
     def start(self) -> datetime:
         """Note that it starts now."""
         self.started_at = datetime.now(UTC)

@@ -12,7 +12,8 @@ from uuid import UUID
 
 import structlog
 
-from agent_worker.attempts import AnswerMemory, Attempt, Held
+from agent_worker.attempts import AnswerMemory, Attempt, Held, by_consumer
+from agent_worker.colleagues import Colleagues, Whereabouts
 from agent_worker.context import AgentContext
 from agent_worker.execution import Executor, Outcome, task_ids
 from agent_worker.failures import worker_error
@@ -28,6 +29,7 @@ from schemas.worker_codes import WorkerErrorCode
 
 SUSPECT_FROM: Final = 4  # earlier deliveries; even, so that two turns in opposite order follow
 LONGEST_SUSPENSE: Final = 2.0  # seconds
+STAND_BY: Final = 2.0  # seconds between questions about a task that another worker runs
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,7 @@ class Desk:
         self._open: dict[UUID, Attempt] = {}
         self._answers = AnswerMemory()
         self._suspects = asyncio.Lock()
+        self.colleagues = Colleagues(broker, self.whereabouts)
 
     def admit(self, task: AgentTask, held: Held, on_settled: Callable[[Attempt], None]) -> Attempt | None:
         """Open an attempt for a task and return it, or return None when one is open already and took the delivery.
@@ -65,8 +68,17 @@ class Desk:
         """Forget an attempt without a result: its deliveries go back to the broker."""
         del self._open[attempt.task.task_id]
 
+    def whereabouts(self, task_id: UUID) -> Whereabouts:
+        """Return what a colleague should know of a task: whether it runs here, or was finished here."""
+        if (known := self._open.get(task_id)) is not None:
+            return Whereabouts.NOWHERE if known.untouched else Whereabouts.RUNNING
+        return Whereabouts.NOWHERE if self._answers.recall(task_id) is None else Whereabouts.FINISHED
+
     async def work(self, attempt: Attempt) -> None:
         """Run the attempt and have its result sent; cancelled, it sends nothing."""
+        if attempt.came_again and await self._finished_elsewhere(attempt):
+            await self._leave(attempt)
+            return
         count = attempt.earlier_deliveries
         if count >= self._options.max_deliveries:
             self._finish(attempt, _came_too_often(count))
@@ -78,6 +90,29 @@ class Desk:
     def close(self) -> None:
         """Let go of idle threads."""
         self._executor.close()
+
+    async def _finished_elsewhere(self, attempt: Attempt) -> bool:
+        """Wait while another worker has the task; return whether its result is there, or else nobody has it."""
+        found = await self.colleagues.ask(attempt.task)
+        if found is Whereabouts.RUNNING:
+            log.warning(
+                "A task came here while another worker runs it; it waits, and is not started twice. Was that worker's "
+                "connection lost, or is the broker's consumer_timeout shorter than the task?",
+                action="stands_by",
+                setting="consumer_timeout",
+                **task_ids(attempt.task),
+            )
+        while found is Whereabouts.RUNNING:
+            await asyncio.sleep(STAND_BY)
+            found = await self.colleagues.ask(attempt.task)
+        return found is Whereabouts.FINISHED
+
+    async def _leave(self, attempt: Attempt) -> None:
+        log.info("Another worker has finished the task", action="finished_elsewhere", **task_ids(attempt.task))
+        self.drop(attempt)
+        for consumer, deliveries in by_consumer(attempt.held).items():
+            await consumer.ack(deliveries)
+        attempt.on_settled(attempt)
 
     async def _answer_suspect(self, attempt: Attempt, count: int) -> None:
         """Work on a task that keeps coming back: it may be one that kills its process.
@@ -141,7 +176,10 @@ class Desk:
                 error=outcome.error.message,
                 **task_ids(attempt.task),
             )
-        self._send_final(attempt, self._writer.final(attempt.task, outcome, attempt.started_at))
+        self._send_final(attempt, self._final(attempt, outcome))
+
+    def _final(self, attempt: Attempt, outcome: Outcome) -> bytes:
+        return self._writer.final(attempt.task, outcome, attempt.started_at, attempt.outlived_timeout)
 
     def _send_final(self, attempt: Attempt, body: bytes) -> None:
         attempt.answer = body
@@ -153,6 +191,7 @@ class Desk:
             "A task came again while it is in progress here; it is not started twice. Was the connection lost, or is "
             "the broker's consumer_timeout shorter than the task?",
             action="attached_to_attempt",
+            setting="consumer_timeout",
             **task_ids(attempt.task),
         )
 
@@ -186,7 +225,7 @@ def _came_too_often(count: int) -> Outcome:
         f"the task was delivered {count} times and came back each time, as when the agent ends its own process or "
         "takes longer than the broker's consumer_timeout; it is not run again"
     )
-    return Outcome(error=worker_error(WorkerErrorCode.TOO_MANY_DELIVERIES, message, retryable=False))
+    return Outcome(error=worker_error(WorkerErrorCode.WORKER_LOST, message, retryable=False))
 
 
 def _bug(error: Exception) -> Outcome:

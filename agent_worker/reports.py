@@ -13,7 +13,7 @@ from schemas.worker_codes import WorkerErrorCode
 
 REPORT_TYPE: Final = AgentResult.__name__
 
-_Ends = dict[str, datetime | None]
+_Ends = dict[str, datetime | float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,18 @@ class ReportWriter:
         """Return a STARTED or HEARTBEAT report."""
         return self._encoded(task, status, started_at=started_at)
 
-    def final(self, task: AgentTask, outcome: Outcome, started_at: datetime | None) -> bytes:
-        """Return the report that ends the attempt now; one that cannot be sent becomes a failure that says why."""
-        ends = _ends(started_at)
+    def final(
+        self, task: AgentTask, outcome: Outcome, started_at: datetime | None, consumer_timeout: float | None = None
+    ) -> bytes:
+        """Return the report that ends the attempt now; one that cannot be sent becomes a failure that says why.
+
+        Args:
+            task: What was worked on.
+            outcome: What came of it.
+            started_at: None: it never ran.
+            consumer_timeout: The broker's, in seconds, where the attempt took longer: the orchestrator's log tells.
+        """
+        ends = _ends(started_at, consumer_timeout)
         try:
             body = self._outcome(task, outcome, ends)
         except (TypeError, ValueError, RecursionError) as error:
@@ -60,9 +69,9 @@ class ReportWriter:
         return encode(result)
 
 
-def _ends(started_at: datetime | None) -> _Ends:
-    """Return when the attempt started, if it did, and that it ends now."""
-    return {"started_at": started_at, "finished_at": datetime.now(UTC)}
+def _ends(started_at: datetime | None, consumer_timeout: float | None = None) -> _Ends:
+    """Return when the attempt started, if it did, that it ends now, and which timeout it outlived."""
+    return {"started_at": started_at, "finished_at": datetime.now(UTC), "consumer_timeout": consumer_timeout}
 
 
 def _too_large(size: int, limit: int | None) -> AgentError:

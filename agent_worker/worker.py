@@ -40,6 +40,7 @@ class Worker:
         self._desk = Desk(broker, registry, self._options)
         self._consumers: list[AgentConsumer] = []
         self._loops: list[asyncio.Task[None]] = []
+        self._receiving: list[asyncio.Task[None]] = []  # those of the loops that take tasks
         self._bugs: list[BaseException] = []
         self._broken = asyncio.Event()
         self._closing = False
@@ -79,6 +80,8 @@ class Worker:
         queues = [agent_queue(name) for name in self._registry.names]
         await (self._declare(queues) if self._options.declare else self._check(queues))
         self._run(self._desk.reporter.run())
+        await self._desk.colleagues.start(self._registry.names)
+        self._run(self._desk.colleagues.run())
         for queue in queues:
             await self._consume(queue)
         log.info(
@@ -95,7 +98,7 @@ class Worker:
         What is not finished within the drain timeout is given back.
         """
         log.info("The worker takes no more tasks and finishes what runs", action="worker_draining")
-        for loop in self._loops[1:]:  # all but the reporter
+        for loop in self._receiving:
             loop.cancel()
         draining = asyncio.gather(*(_drain(consumer) for consumer in self._consumers))
         try:
@@ -111,6 +114,7 @@ class Worker:
     async def close(self) -> None:
         """Give everything unsettled back, cancel what runs, and stop."""
         self._closing = True
+        await self._desk.colleagues.close()  # first: what is given back now must not seem to run here
         await asyncio.gather(*(consumer.close() for consumer in self._consumers))
         for loop in self._loops:
             loop.cancel()
@@ -138,12 +142,13 @@ class Worker:
         source = await self._broker.consume(queue, prefetch=concurrency)
         consumer = AgentConsumer(source, self._desk, concurrency=concurrency, on_bug=self._note_bug)
         self._consumers.append(consumer)
-        self._run(consumer.run())
+        self._receiving.append(self._run(consumer.run()))
 
-    def _run(self, duty: Coroutine[Any, Any, None]) -> None:
+    def _run(self, duty: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         loop = asyncio.create_task(duty)
         self._loops.append(loop)
         loop.add_done_callback(self._note_end)
+        return loop
 
     def _note_end(self, loop: asyncio.Task[None]) -> None:
         if loop.cancelled() or (error := loop.exception()) is None:

@@ -148,6 +148,10 @@ class Consumer(Protocol):
     comes again as a new delivery; settling the old one is a no-op.
     """
 
+    @property
+    def consumer_timeout(self) -> float | None:
+        """Seconds for which the broker lets a delivery be unsettled, known once it has taken some back for that."""
+
     async def receive(self, limit: int) -> Sequence[Delivery]:
         """Wait until something has arrived, then return it all, at most *limit*, in order.
 

@@ -8,12 +8,14 @@
 | orchestrator.gates -> orchestrator.gate.<run>.<block> | direct -> classic, expires | branches of a limited block |
 | orchestrator.commands | quorum | CancelRun |
 | orchestrator.events | topic, run.<run_id> | RunEvent, for whoever binds a queue |
+| orchestrator.workers -> orchestrator.worker.<random> | direct -> exclusive | questions between workers |
 | orchestrator.dead-letters | fanout -> quorum | what could not be processed |
 
 Only what never differs between broker versions stands in queue arguments; limits belong in policies, because a queue's
 arguments cannot be changed and a policy can.
 """
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -26,6 +28,7 @@ RESULTS_EXCHANGE: Final = "orchestrator.results"
 GATES_EXCHANGE: Final = "orchestrator.gates"
 EVENTS_EXCHANGE: Final = "orchestrator.events"
 DEAD_LETTERS_EXCHANGE: Final = "orchestrator.dead-letters"
+WORKERS_EXCHANGE: Final = "orchestrator.workers"
 DEFAULT_EXCHANGE: Final = ""
 
 RUNS_KEY: Final = "orchestrator.runs"
@@ -39,6 +42,9 @@ EXCHANGES: Final = (
     Exchange(EVENTS_EXCHANGE, ExchangeKind.TOPIC),
     Exchange(DEAD_LETTERS_EXCHANGE, ExchangeKind.FANOUT),
 )
+
+# Declared by those who use it, the workers.
+WORKERS: Final = Exchange(WORKERS_EXCHANGE, ExchangeKind.DIRECT)
 
 RUNS_QUEUE: Final = Queue(
     "orchestrator.runs", QueueKind.QUORUM, (Binding(SUBMIT_EXCHANGE, RUNS_KEY), Binding(SUBMIT_EXCHANGE, ""))
@@ -58,6 +64,23 @@ def agent_queue(agent_name: str) -> Queue:
 def result_key(agent_name: str) -> str:
     """Return the routing key for reports about tasks of *agent_name*."""
     return f"result.{agent_name}"
+
+
+def question_key(agent_name: str) -> str:
+    """Return the routing key for questions to all workers of *agent_name*."""
+    return f"asked.{agent_name}"
+
+
+def answer_key(listener: str) -> str:
+    """Return the routing key for answers to one worker."""
+    return f"answer.{listener}"
+
+
+def worker_queue(listener: str, agent_names: Iterable[str]) -> Queue:
+    """Return the queue in which one worker hears questions about its agents, and answers to its own."""
+    keys = [answer_key(listener), *map(question_key, agent_names)]
+    bindings = tuple(Binding(WORKERS_EXCHANGE, key) for key in keys)
+    return Queue(f"orchestrator.worker.{listener}", QueueKind.EXCLUSIVE, bindings)
 
 
 def event_key(run_id: UUID) -> str:

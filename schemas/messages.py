@@ -127,6 +127,9 @@ class AgentResult(Message):
     worker_id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     started_at: Time | None = None
     finished_at: Time | None = None
+    consumer_timeout: Seconds | None = Field(
+        None, description="Of the broker, where the attempt ran for longer and so was delivered again meanwhile."
+    )
 
     @model_validator(mode="after")
     def _failure_has_an_error(self) -> Self:

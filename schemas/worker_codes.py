@@ -15,5 +15,5 @@ class WorkerErrorCode(StrEnum):
     PAYLOAD_TOO_LARGE = "payload_too_large"  # the encoded result is above the worker's or the broker's limit
     TIMEOUT = "timeout"  # the attempt took longer than the task's `timeout_seconds`
     UNKNOWN_AGENT = "unknown_agent"  # the task names an agent that this worker does not have
-    TOO_MANY_DELIVERIES = "too_many_deliveries"  # the task came back again and again, as when it kills its process
+    WORKER_LOST = "worker_lost"  # the task came back again and again, as when it kills its process
     INTERNAL_ERROR = "internal_error"  # a bug in the worker

@@ -28,6 +28,7 @@ class MemoryConsumer:
         self._inbox = Inbox(queue.name)
         self._channel = 0
         self._subscription: Subscription | None = None
+        self.consumer_timeout: float | None = None  # this broker has none
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         """Wait until something has arrived, then return it all. Raises ConsumerClosed as the port says."""

@@ -9,32 +9,23 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import AMQPChannelError
 from pamqp import commands
 
 from messaging.inbox import Inbox
 from messaging.port import Delivery
 from messaging.rabbitmq.connection import Session, close_channel
 from messaging.rabbitmq.encoding import decode_delivery
-from messaging.rabbitmq.failures import reason, using_channel
+from messaging.rabbitmq.ending import CANCELLED, Ending, channel_ending
+from messaging.rabbitmq.failures import using_channel
 from messaging.rabbitmq.settlement import Unsettled
 
 _CLOSE_TIMEOUT: Final = 5.0  # seconds; a broker that does not answer learns of it when the connection ends
 
 _channel_ids = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Why a channel gives no more deliveries."""
-
-    reason: str
-    connection_lost: bool
 
 
 class ConsumeChannel:
@@ -75,9 +66,8 @@ class ConsumeChannel:
         await asyncio.wait([closing, self._cancelled], return_when=asyncio.FIRST_COMPLETED)
         self._ended = True
         if not closing.done():
-            return Ending("the consumer was cancelled: its queue was deleted or has moved to another node", False)
-        error = None if closing.cancelled() else closing.exception()
-        return Ending(reason(error), connection_lost=not isinstance(error, AMQPChannelError))
+            return CANCELLED
+        return channel_ending(None if closing.cancelled() else closing.exception())
 
     async def close(self) -> None:
         """Send what is still to be sent, then close the channel, which returns everything unsettled.

@@ -18,6 +18,7 @@ from messaging.rabbitmq.connection import Connection
 from messaging.rabbitmq.consume_channel import ConsumeChannel
 from messaging.rabbitmq.declaration import ensure_queue
 from messaging.rabbitmq.encoding import carriable_headers, encode_ack, encode_requeue
+from messaging.rabbitmq.ending import REMEDY, Ending
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +45,7 @@ class RabbitmqConsumer:
         self._inbox = Inbox(queue.name)
         self._channel: ConsumeChannel | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self.consumer_timeout: float | None = None  # see the port
 
     async def start(self) -> None:
         """Declare the queue and consume it. Raises TopologyMismatch, QueueMissing or BrokerUnavailable."""
@@ -101,13 +103,7 @@ class RabbitmqConsumer:
             self._inbox.clear()
             await channel.close()
             if not ending.connection_lost:  # that is logged, and paused for, where it is restored
-                log.warning(
-                    "RabbitMQ ended a consumer; consuming again",
-                    action="consumer_lost",
-                    queue=self._queue.name,
-                    reason=ending.reason,
-                    **_setting_to_blame(ending.reason),
-                )
+                self._tell(ending)
                 await asyncio.sleep(pauses.after(time.monotonic() - opened_at))
             try:
                 channel = await self._open_again()
@@ -124,6 +120,25 @@ class RabbitmqConsumer:
             wait=backoff(), retry=retry_if_exception(helps), before_sleep=self._log_failure, reraise=True
         )
         return await retrying(self._open)
+
+    def _tell(self, ending: Ending) -> None:
+        if ending.consumer_timeout is None:
+            log.warning(
+                "RabbitMQ ended a consumer; consuming again",
+                action="consumer_lost",
+                queue=self._queue.name,
+                reason=ending.reason,
+            )
+            return
+        self.consumer_timeout = ending.consumer_timeout
+        log.warning(
+            "RabbitMQ took deliveries back: one was unsettled for longer than its consumer_timeout; they come again",
+            action="consumer_timed_out",
+            queue=self._queue.name,
+            setting="consumer_timeout",
+            seconds=ending.consumer_timeout,
+            remedy=REMEDY,
+        )
 
     def _log_failure(self, state: RetryCallState) -> None:
         if is_worth_a_line(state):
@@ -144,7 +159,3 @@ class RabbitmqConsumer:
                 queue=self._queue.name,
                 count=len(deliveries) - settled,
             )
-
-
-def _setting_to_blame(why: str) -> dict[str, str]:
-    return {"setting": "consumer_timeout of the broker"} if "timed out" in why else {}

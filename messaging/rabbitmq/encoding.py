@@ -45,8 +45,11 @@ def encode_message(message: OutgoingMessage, channel: int, frame_max: int) -> by
 
 
 def carriable_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *headers*, as text what pamqp reads but cannot write: other clients may send more types than we can."""
-    return {name: value if _is_carriable(value) else _as_text(value) for name, value in headers.items()}
+    """Return *headers* with what pamqp reads but cannot write in a form that it can: other clients may send more types.
+
+    Bytes (a text that is not UTF-8) become a byte array, and anything else becomes text.
+    """
+    return {name: _carriable(value) for name, value in headers.items()}
 
 
 def decode_delivery(frame: commands.Basic.Deliver, message: DeliveredMessage, *, queue: str, channel: int) -> Delivery:
@@ -82,6 +85,26 @@ def encode_ack(tag: int, channel: int, *, multiple: bool) -> bytes:
 def encode_requeue(tag: int, channel: int, *, multiple: bool) -> bytes:
     """Return the frame that gives one delivery back, or all up to it."""
     return marshal(commands.Basic.Nack(tag, multiple, requeue=True), channel)
+
+
+def _carriable(value: Any) -> Any:
+    try:
+        written = _with_byte_arrays(value)
+    except RecursionError:
+        return _as_text(value)
+    return written if _is_carriable(written) else _as_text(value)
+
+
+def _with_byte_arrays(value: Any) -> Any:
+    match value:
+        case bytes():
+            return bytearray(value)
+        case list():
+            return [_with_byte_arrays(item) for item in value]
+        case dict():
+            return {name: _with_byte_arrays(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def _is_carriable(value: Any) -> bool:

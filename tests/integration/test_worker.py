@@ -394,7 +394,7 @@ async def test_a_task_that_kills_its_process_each_time_is_failed_and_its_neighbo
     results = {result.task_id: result for result in await client.results(5)}
     guilty = results[tasks[0].task_id].error
     assert guilty is not None
-    assert (guilty.type, guilty.retryable) == ("too_many_deliveries", False)
+    assert (guilty.type, guilty.retryable) == ("worker_lost", False)
     assert [results[task.task_id].output for task in tasks[1:]] == [{"got": number} for number in range(4)]
     command.terminate()
     assert await command.ended() == 0

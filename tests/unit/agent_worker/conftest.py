@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import structlog
 
 from agent_worker.options import WorkerOptions
 from agent_worker.registry import AgentRegistry
@@ -74,14 +76,17 @@ class Bench:
         await worker.start()
         return worker
 
-    async def send(self, *tasks: AgentTask | bytes, to: str | None = None) -> None:
-        """Put tasks into the queue of their agent, or of the agent *to*."""
+    async def send(self, *tasks: AgentTask | bytes, to: str | None = None, earlier_deliveries: int = 0) -> None:
+        """Put tasks into the queue of their agent, or of the agent *to*, as if they came there for the first time."""
+        headers = {"x-delivery-count": earlier_deliveries} if earlier_deliveries else {}
         messages = []
         for task in tasks:
             body = task if isinstance(task, bytes) else encode(task)
             agent_name = to or (task.agent_name if isinstance(task, AgentTask) else "echo")
             await self.client.declare([], [agent_queue(agent_name)])
-            messages.append(OutgoingMessage(TASKS_EXCHANGE, agent_name, "AgentTask", str(uuid.uuid4()), body))
+            messages.append(
+                OutgoingMessage(TASKS_EXCHANGE, agent_name, "AgentTask", str(uuid.uuid4()), body, headers=headers)
+            )
         outcomes = await self.client.publish(messages)
         assert set(outcomes) == {PublishOutcome.CONFIRMED}
 
@@ -117,6 +122,26 @@ class Bench:
 
     def sent_bodies(self) -> list[Any]:
         return [json.loads(message.body) for message in self.broker.published]
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Put the process's logging back as it was before a command set it up."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in ("aio_pika", "aiormq", "alembic"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory an answer takes no time, so nobody waits long for one that does not come."""
+    monkeypatch.setattr("agent_worker.colleagues.PATIENCE", 0.05)
+    monkeypatch.setattr("agent_worker.desk.STAND_BY", 0.02)
 
 
 @pytest.fixture

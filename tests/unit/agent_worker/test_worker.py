@@ -353,6 +353,21 @@ async def test_after_a_lost_connection_the_new_delivery_is_attached_to_the_runni
     assert gate.started == 1
 
 
+@pytest.mark.parametrize(("timeout", "told"), [(0.001, 0.001), (NEVER, None), (None, None)])
+async def test_a_result_tells_of_the_brokers_timeout_only_if_the_attempt_outlived_it(
+    bench, gate, task, eventually, timeout, told
+) -> None:
+    await bench.start()
+    await bench.send(task())
+    await gate.begun.wait()
+    (consumer,) = [c for c in bench.broker._consumers if c._queue.name == "agent.echo"]
+    consumer.consumer_timeout = timeout
+    begun = asyncio.get_running_loop().time()
+    await eventually(lambda: asyncio.get_running_loop().time() > begun + 0.001)
+    gate.open.set()
+    assert (await bench.report()).consumer_timeout == told
+
+
 async def test_a_connection_lost_during_the_confirm_neither_loses_nor_repeats_work(
     bench, echo, task, eventually
 ) -> None:
@@ -595,7 +610,7 @@ async def test_a_task_that_keeps_coming_back_is_failed_instead_of_run(bench, ech
         await consumer.close()
     await bench.start(max_deliveries=limit)
     result = await bench.report()
-    assert result.error.type == "too_many_deliveries"
+    assert result.error.type == "worker_lost"
     assert f"delivered {limit} times" in result.error.message
     assert result.error.retryable is False
     assert echo == []
