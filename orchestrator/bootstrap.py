@@ -16,6 +16,7 @@ from orchestrator.errors import WrongUse
 from orchestrator.service.replica import Replica
 from orchestrator.settings import Settings
 from orchestrator.storage.database import Database, is_lost_connection
+from orchestrator.storage.postgres import PostgresStorage
 from orchestrator.storage.schema import check_schema
 
 log = structlog.get_logger(__name__)
@@ -45,7 +46,13 @@ def make_broker(settings: Settings, name: str) -> RabbitmqBroker:
 @asynccontextmanager
 async def running_replica(settings: Settings, database: Database, broker: Broker) -> AsyncIterator[Replica]:
     """Yield a replica that works; stop it in order at the end."""
-    replica = Replica(database, broker, settings.replica_id, unknown_agent_after=settings.unknown_agent_after)
+    replica = Replica(
+        PostgresStorage(database),
+        broker,
+        settings.replica_id,
+        unknown_agent_after=settings.unknown_agent_after,
+        silent_after=settings.silent_after,
+    )
     await replica.start()
     try:
         yield replica

@@ -4,6 +4,7 @@
     ├── WrongUse               the caller asked for something that cannot be: exit code 2
     │   ├── UnknownRun         there is no run of that id
     │   ├── UnknownWorkflow    no workflow is registered under that id
+    │   ├── UnknownDeadLetter  there is no dead letter of that id (any more)
     │   └── AgentsMissing      the workflow names agents that the registry lacks
     ├── RunLocked              somebody keeps a run locked: the same input may be applied later
     ├── SchemaMismatch         the database schema is missing, older or newer than the code
@@ -27,6 +28,10 @@ class UnknownRun(WrongUse):
 
 class UnknownWorkflow(WrongUse):
     """No workflow is registered under that id (and version)."""
+
+
+class UnknownDeadLetter(WrongUse):
+    """There is no dead letter of that id, or somebody has replayed or dropped it meanwhile."""
 
 
 class AgentsMissing(WrongUse):

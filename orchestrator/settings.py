@@ -33,6 +33,10 @@ class Settings(ServiceSettings):
     unknown_agent_after: Annotated[float, Field(gt=0)] = Field(
         60.0, description="Seconds for which a task that no queue takes is tried before its step fails."
     )
+    silent_after: Annotated[float, Field(ge=0.1)] = Field(
+        30.0,
+        description="Seconds without a sign of life after which a task that its queue does not hold is sent again.",
+    )
     max_message_bytes: Annotated[int, Field(ge=1_024)] = Field(
         MAX_MESSAGE_BYTES, description="The broker's limit for one message."
     )

@@ -1,7 +1,7 @@
 """`forkjoin runs`: list, show, watch, cancel."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -21,6 +21,7 @@ from orchestrator.settings import Settings
 from schemas.statuses import RunStatus
 
 if TYPE_CHECKING:
+    from orchestrator.cli.waiting import WaitingFor
     from orchestrator.storage.database import Database
     from orchestrator.storage.queries import RunDetails
 
@@ -61,19 +62,22 @@ def show(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a run: the tree of its steps with status, duration, worker and error.
+    """Show a run: the tree of its steps with status, duration, worker and error, and what unfinished steps wait for.
 
     Exit code 0, whatever became of the run.
     """
     with told():
+        from orchestrator.cli.queues import what_steps_wait_for
         from orchestrator.cli.tables import run_tree
         from orchestrator.storage import queries
 
-        details = _query(lambda database: queries.get_run(database, run_id))
+        settings = _quiet_settings()
+        details = _query(lambda database: queries.get_run(database, run_id), settings)
+        waiting = asyncio.run(what_steps_wait_for(details, settings))
         if as_json:
-            print_json(_described(details))
+            print_json(_described(details, waiting))
         else:
-            run_tree(details, all_branches=all_branches)
+            run_tree(details, waiting, all_branches=all_branches)
 
 
 @app.command("watch")
@@ -115,9 +119,9 @@ async def _watch(settings: Settings, run_id: UUID) -> RunStatus:
         return status
 
 
-def _query(question: "Callable[[Database], Awaitable[T]]") -> T:
+def _query(question: "Callable[[Database], Awaitable[T]]", settings: Settings | None = None) -> T:
     async def ask() -> T:
-        async with any_database(_quiet_settings()) as database:
+        async with any_database(settings or _quiet_settings()) as database:
             return await question(database)
 
     return asyncio.run(ask())
@@ -144,14 +148,18 @@ async def _with_client(settings: Settings, ask: Callable[[Client], Awaitable[Non
         await ask(client)
 
 
-def _described(details: "RunDetails") -> dict[str, Any]:
+def _described(details: "RunDetails", waiting: "Mapping[str, WaitingFor]") -> dict[str, Any]:
     return {
         **asdict(details.summary),
         "input": details.input,
         "output": details.output,
         "error": details.error.model_dump(exclude_none=True) if details.error is not None else None,
         "steps": [
-            {**asdict(step), "error": step.error.model_dump(exclude_none=True) if step.error is not None else None}
+            {
+                **asdict(step),
+                "error": step.error.model_dump(exclude_none=True) if step.error is not None else None,
+                "waiting_for": asdict(waiting[step.step_id]) if step.step_id in waiting else None,
+            }
             for step in details.steps
         ],
     }

@@ -1,6 +1,6 @@
 """Runs as tables and trees, for people."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from orchestrator.cli.progress import STYLES
+from orchestrator.cli.waiting import WaitingFor, words
 from orchestrator.storage.queries import RunDetails, RunSummary, StepView
 from schemas.messages import RunEvent, StepEvent
 from schemas.statuses import StepStatus
@@ -42,8 +43,8 @@ def runs_table(runs: Sequence[RunSummary]) -> None:
     _console.print(table)
 
 
-def run_tree(details: RunDetails, *, all_branches: bool) -> None:
-    """Print a run with the tree of its steps."""
+def run_tree(details: RunDetails, waiting: Mapping[str, WaitingFor], *, all_branches: bool) -> None:
+    """Print a run with the tree of its steps; *waiting* says by step id what the unfinished ones wait for."""
     summary = details.summary
     duration = _duration(summary.started_at, summary.finished_at)
     _console.print(
@@ -57,9 +58,9 @@ def run_tree(details: RunDetails, *, all_branches: bool) -> None:
     branches = _by_block(details.steps)
     for step in details.steps:
         if step.parent_step_id is None:
-            node = tree.add(_line(step))
-            _add_branches(node, branches.get(step.step_id, []), all_branches=all_branches)
-    _console.print(tree, soft_wrap=True)
+            node = tree.add(_line(step, waiting))
+            _add_branches(node, branches.get(step.step_id, []), waiting, all_branches=all_branches)
+    _console.print(tree)  # not soft_wrap: a tree would be cut off at the margin
 
 
 def events_of(details: RunDetails) -> list[RunEvent]:
@@ -91,18 +92,20 @@ def _by_block(steps: Sequence[StepView]) -> dict[str, list[StepView]]:
     return branches
 
 
-def _add_branches(node: Tree, branches: Sequence[StepView], *, all_branches: bool) -> None:
+def _add_branches(
+    node: Tree, branches: Sequence[StepView], waiting: Mapping[str, WaitingFor], *, all_branches: bool
+) -> None:
     shown = branches
     if len(branches) > SHOWN_BRANCHES and not all_branches:
         plain = {StepStatus.COMPLETED, StepStatus.PENDING}
         shown = [branch for branch in branches if branch.status not in plain][:SHOWN_BRANCHES]
     for branch in shown:
-        node.add(_line(branch))
+        node.add(_line(branch, waiting))
     if len(shown) < len(branches):
         node.add(f"[dim]… and {len(branches) - len(shown)} more branches (--all shows them)[/dim]")
 
 
-def _line(step: StepView) -> str:
+def _line(step: StepView, waiting: Mapping[str, WaitingFor]) -> str:
     parts = [f"[bold]{escape(step.step_id)}[/bold]", _styled(step.status.value)]
     duration = _duration(step.started_at, step.finished_at)
     if duration:
@@ -113,12 +116,12 @@ def _line(step: StepView) -> str:
         parts.append(f"{ended} of {step.branches_total} branches ended{limit}")
     if step.agent_name is not None:
         parts.append(f"[dim]{escape(step.agent_name)}[/dim]")
-    if step.worker_id is not None:
+    if step.worker_id is not None and step.status.is_final:
         parts.append(f"[dim]on {escape(step.worker_id)}[/dim]")
     if step.attempt > 1:
         parts.append(f"attempt {step.attempt}")
-    if step.unroutable_since is not None and not step.status.is_final:
-        parts.append(f"[yellow]no worker has ever offered the agent (since {step.unroutable_since:%H:%M:%S})[/yellow]")
+    if (awaited := waiting.get(step.step_id)) is not None and step.branches_total is None:
+        parts.append(f"[yellow]waits for {escape(words(awaited))}[/yellow]")
     if step.error is not None:
         parts.append(f"[red]{escape(step.error.message)}[/red] \\[{step.error.code}]")
     return "  ".join(parts)

@@ -9,6 +9,7 @@ REFERENCE_BROKEN: Final = "reference_broken"  # its input refers to something th
 PAYLOAD_TOO_LARGE: Final = "payload_too_large"  # its task exceeds what the broker takes
 TIMEOUT: Final = "timeout"
 UNKNOWN_AGENT: Final = "unknown_agent"  # no worker ever declared the agent's queue
+WORKER_LOST: Final = "worker_lost"  # each worker that took its task was lost, or the broker gave the task up
 
 # Why a run ended without an output.
 CANCELLED: Final = "cancelled"
@@ -18,6 +19,7 @@ STEP_FAILED: Final = "step_failed"
 UNKNOWN_RUN: Final = "unknown_run"
 UNKNOWN_TASK: Final = "unknown_task"  # of an attempt that is over, or forged
 DUPLICATE_RESULT: Final = "duplicate_result"
+HEARD_FROM: Final = "heard_from"  # the attempt that seemed lost has spoken, or was sent again
 LATE_REPORT: Final = "late_report"  # the step or its run has ended otherwise
 RUN_ID_CONFLICT: Final = "run_id_conflict"  # the id belongs to a run of another request
 RUN_IS_FINAL: Final = "run_is_final"

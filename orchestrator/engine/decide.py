@@ -22,7 +22,7 @@ from datetime import datetime
 from typing import assert_never
 from uuid import UUID
 
-from orchestrator.engine import block, gate, lifecycle, reports
+from orchestrator.engine import block, gate, lifecycle, reports, silence
 from orchestrator.engine.decision import Decision
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -35,6 +35,7 @@ from orchestrator.engine.inputs import (
     SlotsFree,
     StepEnded,
     StepReached,
+    TaskMissing,
     TaskReported,
     TaskUndeliverable,
 )
@@ -68,6 +69,8 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
             return reports.attempt_overdue(state, event, moment.now)
         case TaskUndeliverable():
             return reports.task_undeliverable(state, event, moment.now)
+        case TaskMissing():
+            return silence.task_missing(state, event, moment.now)
         case BranchArrived():
             return gate.branch_arrived(state, event)
         case SlotsFree():
@@ -109,7 +112,7 @@ def first_wanted(event: Input) -> Wanted:
             return Wanted(steps=frozenset({event.block_id, event.step_id}))
         case SlotsFree():
             return Wanted(steps=frozenset({event.block_id}))
-        case AttemptOverdue() | TaskUndeliverable():
+        case AttemptOverdue() | TaskUndeliverable() | TaskMissing():
             return Wanted(steps=frozenset({event.step_id}))
         case _:
             return Wanted()

@@ -5,6 +5,7 @@ that each decision stays small and a crash can never separate cause from effect.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -66,12 +67,28 @@ class AttemptOverdue:
 
 @dataclass(frozen=True, slots=True)
 class TaskUndeliverable:
-    """The attempt's task cannot reach a worker; *code* says why: no queue ever took it, or it is too large."""
+    """The attempt's task cannot be worked on; *code* says why.
+
+    No queue ever took it, or it is too large, or the broker itself gave it up after too many deliveries.
+    """
 
     run_id: UUID
     step_id: str
     task_id: UUID
-    code: Literal["unknown_agent", "payload_too_large"]
+    code: Literal["unknown_agent", "payload_too_large", "worker_lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMissing:
+    """The attempt is open and silent, and its task is not in its agent's queue.
+
+    Never decided together with a report of the same attempt: what a report loads has no input to send again.
+    """
+
+    run_id: UUID
+    step_id: str
+    task_id: UUID
+    last_sign: datetime  # of the attempt, when that was seen: one that was heard of since is not missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +133,14 @@ class StepEnded:
 
 
 ExternalInput = (
-    RunRequested | TaskReported | BranchArrived | SlotsFree | AttemptOverdue | TaskUndeliverable | CancelRequested
+    RunRequested
+    | TaskReported
+    | BranchArrived
+    | SlotsFree
+    | AttemptOverdue
+    | TaskUndeliverable
+    | TaskMissing
+    | CancelRequested
 )
 FollowUp = StepReached | BlockForked | BlockDrained | StepEnded | SlotsFree
 Input = ExternalInput | FollowUp

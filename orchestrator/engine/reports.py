@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final, assert_never
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import due_time
@@ -11,6 +11,7 @@ from orchestrator.engine.block import count_ended
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.inputs import AttemptOverdue, BlockDrained, FollowUp, SlotsFree, StepEnded, TaskUndeliverable
 from orchestrator.engine.records import StepExecution
+from orchestrator.engine.silence import was_sent_again
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_step_status
 from schemas.messages import AgentError, AgentResult, ErrorInfo
@@ -18,6 +19,9 @@ from schemas.statuses import ReportStatus, StepStatus
 from schemas.worker_codes import WorkerErrorCode
 
 _WORKER_CODES: Final = frozenset(code.value for code in WorkerErrorCode)
+
+# Longer than a worker's pause between two signs of life: an attempt heard of so lately may well be under way.
+SILENT_AFTER: Final = timedelta(seconds=45)
 
 
 def task_reported(state: RunState, report: AgentResult, now: datetime) -> Decision | Wanted:
@@ -50,18 +54,43 @@ def attempt_overdue(state: RunState, event: AttemptOverdue, now: datetime) -> De
 
 
 def task_undeliverable(state: RunState, event: TaskUndeliverable, now: datetime) -> Decision | Wanted:
-    """Fail an attempt whose task cannot reach a worker."""
+    """Fail an attempt whose task cannot be worked on.
+
+    A task that the broker gave up was in a worker's hands before. Where that was heard of lately, the attempt may well
+    be under way: a broker whose consumer_timeout is too short gives such tasks up too.
+    """
     missing = state.missing(Wanted(steps=frozenset({event.step_id})))
     if missing:
         return missing
     step = state.steps[event.step_id]
-    if step is None or step.task_id != event.task_id or step.status is not StepStatus.QUEUED:
+    if step is None or step.task_id != event.task_id:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
-    if event.code == codes.PAYLOAD_TOO_LARGE:
-        message = "the step's input makes a task larger than the broker takes: refer to less in its input_mapping"
-    else:
-        message = f'no worker has ever offered the agent "{step.agent_name}": its queue does not exist'
-    return _failed(state, step, ErrorInfo(code=event.code, message=message), now)
+    if event.code == codes.WORKER_LOST and step.status is StepStatus.RUNNING:
+        if step.heartbeat_at is not None and now - step.heartbeat_at < SILENT_AFTER:
+            return Decision(Verdict.STALE, codes.HEARD_FROM)
+    elif step.status is not StepStatus.QUEUED and not was_sent_again(step):
+        return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
+    return _failed(state, step, ErrorInfo(code=event.code, message=_why_undeliverable(step, event)), now)
+
+
+def _why_undeliverable(step: StepExecution, event: TaskUndeliverable) -> str:
+    match event.code:
+        case "payload_too_large":
+            return "the step's input makes a task larger than the broker takes: refer to less in its input_mapping"
+        case "worker_lost":
+            return (
+                "the broker gave the task up after too many deliveries (the delivery-limit of its queue): each worker "
+                "that took it was lost before it reported a result, as when the agent ends its own process"
+            )
+        case "unknown_agent" if step.worker_id is not None:
+            return (
+                f"worker {step.worker_id} has not been heard of since {step.heartbeat_at:%Y-%m-%d %H:%M:%S} UTC, and "
+                f'the task cannot be sent again: the queue of agent "{step.agent_name}" does not exist any more'
+            )
+        case "unknown_agent":
+            return f'no worker has ever offered the agent "{step.agent_name}": its queue does not exist'
+        case _:
+            assert_never(event.code)
 
 
 def _attempt_lives(step: StepExecution, report: AgentResult, now: datetime) -> Decision:
@@ -84,7 +113,7 @@ def _attempt_lives(step: StepExecution, report: AgentResult, now: datetime) -> D
 
 def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, now: datetime) -> Decision:
     if step.status.is_final:
-        repeated = step.status == report.status.value
+        repeated = _says_the_same(step, report)
         return Decision(
             Verdict.DUPLICATE if repeated else Verdict.STALE,
             codes.DUPLICATE_RESULT if repeated else codes.LATE_REPORT,
@@ -100,6 +129,16 @@ def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, no
         return _ended(state, step, step.advanced(Trigger.COMPLETE, output=report.output, **changes))
     assert report.error is not None, "the contract refuses a FAILED report without an error"
     return _ended(state, step, step.advanced(Trigger.FAIL, error=_error_info(report.error), **changes))
+
+
+def _says_the_same(step: StepExecution, report: AgentResult) -> bool:
+    """Return whether the step ended as *report* says; a failure that was decided here, as by a timeout, is another."""
+    if step.status != report.status.value:
+        return False
+    if report.error is None or step.error is None:
+        return True
+    said = _error_info(report.error)
+    return (step.error.code, step.error.message) == (said.code, said.message)
 
 
 def _failed(state: RunState, step: StepExecution, error: ErrorInfo, now: datetime) -> Decision:

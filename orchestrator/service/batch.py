@@ -20,8 +20,8 @@ from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.service.outgoing import event_rows, outbox_row
 from orchestrator.service.plans import PlanCache
+from orchestrator.storage.changes import GateRow, OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
-from orchestrator.storage.writes import GateRow, OutboxRow
 from schemas.messages import StepEvent
 from schemas.statuses import StepStatus
 
@@ -180,9 +180,7 @@ class Batch:
         """Write the branches, a piece at a time; they are not kept, for no decision looks at siblings."""
         if plan.is_gated:
             assert plan.max_parallelism is not None
-            gate = GateRow(run_id, plan.id, plan.max_parallelism)
-            self._uow.open_gate(gate)
-            self._result.gates.append(gate)
+            self._result.gates.append(self._uow.open_gate(run_id, plan.id, plan.max_parallelism))
         failed = 0
         for step, send in fork(state, plan, self._moment.now, self._moment.new_id):
             self._record_step(None, step)
@@ -196,14 +194,14 @@ class Batch:
 
     async def _cancel_open_steps(self, run_id: UUID) -> None:
         now = self._moment.now
-        for row in await self._uow.cancel_open_steps(run_id, now):
+        for step in await self._uow.cancel_open_steps(run_id, now):
             self._events[run_id].append(
                 StepEvent(
-                    step_id=row["step_id"],
-                    parent_step_id=row["parent_step_id"],
-                    branch_name=row["branch_name"],
+                    step_id=step.step_id,
+                    parent_step_id=step.parent_step_id,
+                    branch_name=step.branch_name,
                     status=StepStatus.CANCELLED,
-                    attempt=row["attempt"],
+                    attempt=step.attempt,
                     at=now,
                 )
             )

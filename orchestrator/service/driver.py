@@ -10,10 +10,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import BranchArrived, ExternalInput, SlotsFree
-from orchestrator.errors import RunLocked
 from orchestrator.service.batch import Answer, Batch, Committed
 from orchestrator.service.plans import PlanCache
-from orchestrator.storage.database import Database, is_locked_out, is_lost_connection, is_transient
+from orchestrator.storage.database import is_lost_connection, is_transient
+from orchestrator.storage.port import Storage
 from orchestrator.storage.unit_of_work import unit_of_work
 
 log = structlog.get_logger(__name__)
@@ -29,8 +29,8 @@ Follower = Callable[[Committed], Awaitable[None]]
 class Driver:
     """Drives runs forward. Safe to use from several tasks; each call is a transaction of its own."""
 
-    def __init__(self, database: Database, replica_id: str, plans: PlanCache) -> None:
-        self._database = database
+    def __init__(self, storage: Storage, replica_id: str, plans: PlanCache) -> None:
+        self._storage = storage
         self._replica_id = replica_id
         self._plans = plans
         self._followers: list[Follower] = []
@@ -67,13 +67,8 @@ class Driver:
         return committed.answers
 
     async def _once(self, inputs: Sequence[ExternalInput]) -> Committed:
-        try:
-            async with unit_of_work(self._database, self._replica_id) as uow:
-                committed = await Batch(uow, self._plans, uuid4).run(inputs)
-        except Exception as error:
-            if is_locked_out(error):
-                raise RunLocked("somebody keeps a run locked") from error
-            raise
+        async with unit_of_work(self._storage, self._replica_id) as uow:
+            committed = await Batch(uow, self._plans, uuid4).run(inputs)
         committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox
         return committed
 

@@ -23,8 +23,8 @@ from orchestrator.engine.inputs import BranchArrived, SlotsFree
 from orchestrator.service.batch import Committed, GateChange
 from orchestrator.service.driver import Driver
 from orchestrator.service.notices import GateNotice, GateTicket
-from orchestrator.storage.database import Database
-from orchestrator.storage.gates import Lease, branches_over, delete_gate, release_leases, take_leases
+from orchestrator.storage.gates import Lease
+from orchestrator.storage.port import Storage
 from schemas.codec import decode, encode
 from schemas.errors import MessageRefused
 
@@ -131,8 +131,8 @@ class HeldGate:
 class Gatekeeper:
     """All gates of one replica."""
 
-    def __init__(self, database: Database, broker: Broker, driver: Driver, replica_id: str) -> None:
-        self._database = database
+    def __init__(self, storage: Storage, broker: Broker, driver: Driver, replica_id: str) -> None:
+        self._storage = storage
         self._broker = broker
         self._driver = driver
         self._replica_id = replica_id
@@ -163,9 +163,7 @@ class Gatekeeper:
 
     async def run_once(self) -> None:
         """Renew leases, take over lapsed ones, close gates whose block is over, and reconcile the tickets in hand."""
-        leases = {
-            (lease.run_id, lease.block_id): lease for lease in await take_leases(self._database, self._replica_id)
-        }
+        leases = {(lease.run_id, lease.block_id): lease for lease in await self._storage.take_leases(self._replica_id)}
         for key in [key for key in self._gates if key not in leases]:
             log.warning("A gate was lost to another replica", action="gate_lost", run_id=str(key[0]), block_id=key[1])
             await self._let_go(key)
@@ -187,7 +185,7 @@ class Gatekeeper:
         await asyncio.gather(*self._background, return_exceptions=True)
         for key in list(self._gates):
             await self._let_go(key)
-        await release_leases(self._database, self._replica_id)
+        await self._storage.release_leases(self._replica_id)
 
     async def _tell_soon(self) -> None:
         await asyncio.sleep(NOTICE_SECONDS)
@@ -211,7 +209,7 @@ class Gatekeeper:
             await self._open(key, lease.max_parallelism)
             return
         if gate.held:
-            await gate.branches_ended(await branches_over(self._database, key[0], gate.held))
+            await gate.branches_ended(await self._storage.branches_over(key[0], gate.held))
         if lease.has_free_slots:
             await self._driver.drive([SlotsFree(*key)])
 
@@ -232,7 +230,7 @@ class Gatekeeper:
         async with self._changing:
             await self._let_go(key)
             await self._broker.delete_queue(topology.gate_queue(*key).name)
-            await delete_gate(self._database, self._replica_id, *key)
+            await self._storage.delete_gate(self._replica_id, *key)
 
     def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         # Should it fail, the next lease round makes up for it.

@@ -1,21 +1,27 @@
 """Messages out: what a decision sends becomes an outbox row, and an outbox row an AMQP message."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 from uuid import UUID, uuid4
 
 from messaging import topology
+from messaging.dead_letters import HEADER_PREFIX
 from messaging.port import OutgoingMessage
+from messaging.rabbitmq.encoding import carriable_headers
 from orchestrator.engine import codes
 from orchestrator.engine.decision import Send, SendResult, SendTask, SendTicket
 from orchestrator.engine.records import StepExecution
 from orchestrator.service.notices import GateTicket
-from orchestrator.storage.writes import OutboxRow
+from orchestrator.storage.changes import OutboxRow
+from orchestrator.storage.headers import headers_from_json
 from schemas.codec import encode
 from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult, StepEvent
 
 EVENTS_PER_MESSAGE: Final = 500
+_FIRST_JOURNEY: Final = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"})
+_FIRST_JOURNEY_PREFIXES: Final = (HEADER_PREFIX, "x-first-death-", "x-last-death-")
 MAX_ERROR_TEXT: Final = 10_000  # of an error that is sent where the whole result was too large
 
 
@@ -61,6 +67,8 @@ def event_rows(run_id: UUID, events: Sequence[StepEvent]) -> Iterator[OutboxRow]
 
 def to_message(row: OutboxRow) -> OutgoingMessage:
     """Return the AMQP message of an outbox row. Only events may find nobody who wants them."""
+    if row.replay is not None:
+        return _replayed(row, json.loads(row.replay))
     is_event = row.exchange == topology.EVENTS_EXCHANGE
     return OutgoingMessage(
         exchange=row.exchange,
@@ -71,6 +79,26 @@ def to_message(row: OutboxRow) -> OutgoingMessage:
         correlation_id=row.correlation_id,
         mandatory=not is_event,
     )
+
+
+def _replayed(row: OutboxRow, properties: Mapping[str, Any]) -> OutgoingMessage:
+    headers = carriable_headers(headers_from_json(properties["headers"]))
+    return OutgoingMessage(
+        exchange=row.exchange,
+        routing_key=row.routing_key,
+        type=row.type,
+        # One that had no id gets the row's, so that a repeat can be told from a second message.
+        message_id=properties["message_id"] or str(row.message_id),
+        body=row.body,
+        correlation_id=row.correlation_id,
+        reply_to=properties["reply_to"],
+        headers={name: value for name, value in headers.items() if not _is_of_the_first_journey(name)},
+    )
+
+
+def _is_of_the_first_journey(header: str) -> bool:
+    # RabbitMQ sends a message to the queues in CC and BCC too, and counts in the x- headers.
+    return header in _FIRST_JOURNEY or header.startswith(_FIRST_JOURNEY_PREFIXES)
 
 
 def without_output(row: OutboxRow) -> OutboxRow:

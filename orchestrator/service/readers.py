@@ -1,5 +1,7 @@
 """What the results queue and the commands queue hold."""
 
+import structlog
+
 from messaging.port import DeadLetterReason, Delivery
 from orchestrator.engine.inputs import CancelRequested, ExternalInput, TaskReported
 from orchestrator.service.batch import Answer
@@ -8,6 +10,8 @@ from schemas.codec import decode
 from schemas.errors import MessageRefused
 from schemas.messages import AgentResult, CancelRun
 
+log = structlog.get_logger(__name__)
+
 
 class ResultReader:
     """Reads AgentResults."""
@@ -15,9 +19,12 @@ class ResultReader:
     async def read(self, delivery: Delivery) -> ExternalInput:
         """Return what a worker reports."""
         try:
-            return TaskReported(decode(AgentResult, delivery.body))
+            report = decode(AgentResult, delivery.body)
         except MessageRefused as refused:
             raise Refused(DeadLetterReason(refused.code, str(refused))) from refused
+        if report.consumer_timeout is not None:
+            _tell_of_timeout(report, report.consumer_timeout)
+        return TaskReported(report)
 
     async def answered(self, item: Item, answer: Answer) -> None:
         """Nothing: the transaction said it all."""
@@ -36,3 +43,16 @@ class CommandReader:
 
     async def answered(self, item: Item, answer: Answer) -> None:
         """Nothing: the transaction said it all."""
+
+
+def _tell_of_timeout(report: AgentResult, seconds: float) -> None:
+    log.warning(
+        "An agent ran for longer than RabbitMQ's consumer_timeout, so its task was delivered again meanwhile. Set "
+        "consumer_timeout (milliseconds, in rabbitmq.conf) above the longest time that an agent may take",
+        action="agent_outlived_consumer_timeout",
+        setting="consumer_timeout",
+        seconds=seconds,
+        run_id=str(report.run_id),
+        task_id=str(report.task_id),
+        worker_id=report.worker_id,
+    )

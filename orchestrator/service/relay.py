@@ -20,10 +20,11 @@ from orchestrator.engine import codes
 from orchestrator.engine.inputs import TaskUndeliverable
 from orchestrator.service.batch import Committed
 from orchestrator.service.driver import Driver
+from orchestrator.service.origins import QUEUE_MISSING
 from orchestrator.service.outgoing import to_message, without_output
-from orchestrator.storage.database import Connection, Database
-from orchestrator.storage.outbox import delete_sent, delete_tasks, lock_due, postpone
-from orchestrator.storage.writes import OutboxRow
+from orchestrator.storage.changes import OutboxRow
+from orchestrator.storage.dead_letters import Undeliverable
+from orchestrator.storage.port import Outbox, Storage
 from schemas.messages import RunResult
 
 log = structlog.get_logger(__name__)
@@ -40,18 +41,18 @@ class Relay:
     """Sends what the outbox holds."""
 
     def __init__(
-        self, database: Database, broker: Broker, driver: Driver, *, unknown_agent_after: float, interval: float = 1.0
+        self, storage: Storage, broker: Broker, driver: Driver, *, unknown_agent_after: float, interval: float = 1.0
     ) -> None:
         """Prepare the relay.
 
         Args:
-            database: Where the outbox is.
+            storage: Where the outbox is.
             broker: Where its messages go.
             driver: Told of tasks that no queue takes.
             unknown_agent_after: Seconds for which such a task is tried before its step fails.
             interval: Seconds between sweeps that nothing else causes.
         """
-        self._database = database
+        self._storage = storage
         self._broker = broker
         self._driver = driver
         self._unknown_agent_after = unknown_agent_after
@@ -98,11 +99,11 @@ class Relay:
 
     async def run_once(self) -> bool:
         """Send one page of what is due; return whether there may be more."""
-        async with self._database.transaction() as connection:
-            rows = await lock_due(connection, PAGE)
+        async with self._storage.outbox() as outbox:
+            rows = await outbox.lock_due(PAGE)
             if not rows:
                 return False
-            undeliverable = await self._settle(connection, rows, await self._publish(rows))
+            undeliverable = await self._settle(outbox, rows, await self._publish(rows))
         await self._give_up(undeliverable)
         return len(rows) == PAGE
 
@@ -124,8 +125,8 @@ class Relay:
             ids = list(self._sent_ids)
             if not ids:
                 return
-            async with self._database.connection() as connection:
-                await delete_sent(connection, ids)
+            async with self._storage.outbox() as outbox:
+                await outbox.delete(ids)
             # Only now: while Postgres is out of reach they stay to be forgotten.
             del self._sent_ids[: len(ids)]
 
@@ -155,8 +156,8 @@ class Relay:
             self._sent_ids.extend(row.message_id for row in rows)
             self._any_sent.set()
             return
-        async with self._database.connection() as connection:
-            undeliverable = await self._settle(connection, rows, outcomes)
+        async with self._storage.outbox() as outbox:
+            undeliverable = await self._settle(outbox, rows, outcomes)
         await self._give_up(undeliverable)
 
     def _sender_ended(self, task: asyncio.Task[None]) -> None:
@@ -169,18 +170,21 @@ class Relay:
         return await self._broker.publish([to_message(row) for row in rows])
 
     async def _settle(
-        self, connection: Connection, rows: Sequence[OutboxRow], outcomes: Sequence[PublishOutcome]
+        self, outbox: Outbox, rows: Sequence[OutboxRow], outcomes: Sequence[PublishOutcome]
     ) -> list[TaskUndeliverable]:
         done: list[UUID] = []
         unknown: list[UUID] = []
         returned: dict[UUID, OutboxRow] = {}
         given_up: list[TaskUndeliverable] = []
+        put_back: list[Undeliverable] = []
         for row, outcome in zip(rows, outcomes, strict=True):
             match outcome:
                 case PublishOutcome.CONFIRMED:
                     done.append(row.message_id)
                 case PublishOutcome.UNKNOWN:
                     unknown.append(row.message_id)
+                case PublishOutcome.RETURNED | PublishOutcome.TOO_LARGE if row.replay is not None:
+                    put_back.append(_undeliverable(row, outcome))
                 case PublishOutcome.RETURNED if row.exchange == topology.DEFAULT_EXCHANGE:
                     log.warning("The client's reply queue is gone", action="reply_unroutable", run_id=str(row.run_id))
                     done.append(row.message_id)
@@ -192,17 +196,19 @@ class Relay:
                 case _:
                     assert_never(outcome)
         if done:
-            await delete_sent(connection, done)
+            await outbox.delete(done)
         if unknown:
-            await postpone(connection, unknown, delay=RETRY_SECONDS, returned=False)
+            await outbox.postpone(unknown, delay=RETRY_SECONDS, returned=False)
         if returned:
-            given_up += await self._postpone_returned(connection, returned)
+            given_up += await self._postpone_returned(outbox, returned)
+        if put_back:
+            await outbox.put_back(put_back)
         return given_up
 
     def _too_large(self, row: OutboxRow) -> list[TaskUndeliverable]:
         size = len(row.body)
         log.error("A message exceeds the broker's limit", action="message_too_large", type=row.type, size=size)
-        if row.task_id is None or row.step_id is None:
+        if row.run_id is None or row.task_id is None or row.step_id is None:
             return []
         return [TaskUndeliverable(row.run_id, row.step_id, row.task_id, codes.PAYLOAD_TOO_LARGE)]
 
@@ -215,13 +221,11 @@ class Relay:
             return row.task_id is None
         return (await self._publish([without_output(row)]))[0] is not PublishOutcome.UNKNOWN
 
-    async def _postpone_returned(
-        self, connection: Connection, returned: dict[UUID, OutboxRow]
-    ) -> list[TaskUndeliverable]:
+    async def _postpone_returned(self, outbox: Outbox, returned: dict[UUID, OutboxRow]) -> list[TaskUndeliverable]:
         given_up: list[TaskUndeliverable] = []
-        for late in await postpone(connection, list(returned), delay=RETRY_SECONDS, returned=True):
+        for late in await outbox.postpone(list(returned), delay=RETRY_SECONDS, returned=True):
             row = returned[late.message_id]
-            if row.task_id is None or row.step_id is None:
+            if row.run_id is None or row.task_id is None or row.step_id is None:
                 continue
             if late.unroutable_for.total_seconds() == 0:
                 log.warning(
@@ -239,5 +243,14 @@ class Relay:
         if not undeliverable:
             return
         await self._driver.drive(undeliverable)
-        async with self._database.connection() as connection:
-            await delete_tasks(connection, [event.task_id for event in undeliverable])
+        async with self._storage.outbox() as outbox:
+            await outbox.delete_tasks([event.task_id for event in undeliverable])
+
+
+def _undeliverable(row: OutboxRow, outcome: PublishOutcome) -> Undeliverable:
+    if outcome is PublishOutcome.TOO_LARGE:
+        message = f"replayed, but its {len(row.body):,} bytes are more than the broker takes by now"
+        return Undeliverable(row.message_id, codes.PAYLOAD_TOO_LARGE, message)
+    log.warning("The queue of a replayed message is gone", action="replay_unroutable", queue=row.routing_key)
+    message = f'replayed, but there is no queue "{row.routing_key}": replay it again when there is one'
+    return Undeliverable(row.message_id, QUEUE_MISSING, message)

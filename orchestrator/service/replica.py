@@ -13,16 +13,20 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from messaging import topology
 from messaging.port import Broker, Consumer, ConsumerClosed
 from orchestrator.errors import RunLocked
+from orchestrator.service.dead_letters import DeadLetterIntake
 from orchestrator.service.driver import Driver
 from orchestrator.service.gatekeeper import Gatekeeper
 from orchestrator.service.intake import Intake
+from orchestrator.service.lost_tasks import LostTasks
 from orchestrator.service.notices import GateNotice
 from orchestrator.service.plans import PlanCache
 from orchestrator.service.readers import CommandReader, ResultReader
+from orchestrator.service.reconciler import Reconciler
 from orchestrator.service.relay import Relay
 from orchestrator.service.requests import RequestReader
 from orchestrator.service.timers import Timers
-from orchestrator.storage.database import Database, is_transient
+from orchestrator.storage.database import is_transient
+from orchestrator.storage.port import Storage
 from schemas.codec import decode
 from schemas.errors import MessageRefused
 
@@ -35,33 +39,42 @@ class Replica:
     """The orchestrator as one process runs it."""
 
     def __init__(
-        self, database: Database, broker: Broker, replica_id: str, *, unknown_agent_after: float = 60.0
+        self,
+        storage: Storage,
+        broker: Broker,
+        replica_id: str,
+        *,
+        unknown_agent_after: float = 60.0,
+        silent_after: float = 30.0,
     ) -> None:
         """Wire the loops together; `start` starts them.
 
         Args:
-            database: Migrated; see `orchestrator.storage.schema`.
+            storage: Ready; a database is migrated (see `orchestrator.storage.schema`).
             broker: Connected.
             replica_id: Unique among all replicas; names this one in leases and logs.
             unknown_agent_after: Seconds for which a task that no queue takes is tried before its step fails.
+            silent_after: Seconds without a sign of life after which a task that its queue does not hold is sent again.
         """
         plans = PlanCache()
-        self._database = database
         self._broker = broker
         self._replica_id = replica_id
-        self.driver = Driver(database, replica_id, plans)
-        self.gatekeeper = Gatekeeper(database, broker, self.driver, replica_id)
-        self.relay = Relay(database, broker, self.driver, unknown_agent_after=unknown_agent_after)
-        self.timers = Timers(database, self.driver)
+        self.driver = Driver(storage, replica_id, plans)
+        self.gatekeeper = Gatekeeper(storage, broker, self.driver, replica_id)
+        self.relay = Relay(storage, broker, self.driver, unknown_agent_after=unknown_agent_after)
+        self.timers = Timers(storage, self.driver)
+        self.reconciler = Reconciler(storage, broker, self.driver, silent_after=silent_after)
         # A new gate's queue must be there before its tickets go out.
         self.driver.follow(self.gatekeeper.open_gates)
         self.driver.follow(self.relay.committed)
         self.driver.follow(self.gatekeeper.tell_holders)
         self.intakes = (
-            Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(database, broker, plans)),
+            Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(storage, broker, plans)),
             Intake(broker, topology.RESULTS_QUEUE, self.driver, ResultReader()),
             Intake(broker, topology.COMMANDS_QUEUE, self.driver, CommandReader()),
         )
+        self.lost_tasks = LostTasks(self.driver)
+        self.dead_letters = DeadLetterIntake(storage, broker, self.lost_tasks)
         self._notices: Consumer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -71,11 +84,15 @@ class Replica:
         self._notices = await self._broker.consume(topology.replica_queue(self._replica_id), prefetch=NOTICES)
         for intake in self.intakes:
             await intake.start()
+        await self.dead_letters.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "relay": self.relay.run,
             "forget": self.relay.forget,
             "gatekeeper": self.gatekeeper.run,
             "timers": self.timers.run,
+            "dead letters": self.dead_letters.run,
+            "lost tasks": self.lost_tasks.run,
+            "reconciler": self.reconciler.run,
             "notices": self._take_notices,
             **{f"intake {number}": intake.run for number, intake in enumerate(self.intakes)},
         }
@@ -92,6 +109,7 @@ class Replica:
         """Stop in order: take no more, finish what is in its transaction, give everything back."""
         for intake in self.intakes:
             await intake.close()
+        await self.dead_letters.close()
         if self._notices is not None:
             await self._notices.close()
         running = [task for task in self._tasks if task.get_name().startswith("intake")]

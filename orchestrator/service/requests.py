@@ -22,13 +22,8 @@ from orchestrator.errors import UnknownWorkflow
 from orchestrator.service.batch import Answer
 from orchestrator.service.intake import Handled, Item, Refused
 from orchestrator.service.plans import PlanCache
-from orchestrator.storage.database import Database
-from orchestrator.storage.definitions import (
-    definition_id,
-    digest,
-    find_definition,
-    store_definition,
-)
+from orchestrator.storage.definitions import definition_id, digest
+from orchestrator.storage.port import Storage
 from schemas.codec import decode, encode
 from schemas.errors import MessageRefused, WorkflowInvalid
 from schemas.messages import ErrorInfo, RunRequest, RunResult
@@ -45,8 +40,8 @@ KNOWN_DEFINITIONS: Final = 10_000
 class RequestReader:
     """Reads RunRequests."""
 
-    def __init__(self, database: Database, broker: Broker, plans: PlanCache) -> None:
-        self._database = database
+    def __init__(self, storage: Storage, broker: Broker, plans: PlanCache) -> None:
+        self._storage = storage
         self._broker = broker
         self._plans = plans
         self._stored: dict[str, tuple[str, str]] = {}  # definitions that are in the database: their id and version
@@ -84,7 +79,7 @@ class RequestReader:
     async def _definition(self, request: RunRequest, *, large: bool) -> tuple[str, str, str]:
         if request.workflow is None:
             assert request.workflow_id is not None, "the contract asks for one of the two"
-            identity, version = await find_definition(self._database, request.workflow_id, request.workflow_version)
+            identity, version = await self._storage.find_definition(request.workflow_id, request.workflow_version)
             return identity, request.workflow_id, version
         document = request.workflow
         identity = definition_id(document)
@@ -96,13 +91,13 @@ class RequestReader:
 
     async def _store(self, document: Mapping[str, Any]) -> tuple[str, str]:
         workflow = parse_workflow(document)
-        identity = await store_definition(self._database, workflow, document)
+        identity = await self._storage.store_definition(workflow, document)
         self._plans.put(identity, compile_plan(workflow))
         return workflow.workflow_id, workflow.version
 
     async def _store_large(self, document: Mapping[str, Any]) -> tuple[str, str]:
         workflow = await asyncio.to_thread(parse_workflow, document)
-        identity = await store_definition(self._database, workflow, document)
+        identity = await self._storage.store_definition(workflow, document)
         self._plans.put(identity, await asyncio.to_thread(compile_plan, workflow))
         return workflow.workflow_id, workflow.version
 

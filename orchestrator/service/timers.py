@@ -4,8 +4,7 @@ import asyncio
 from typing import Final
 
 from orchestrator.service.driver import Driver
-from orchestrator.storage.database import Database
-from orchestrator.storage.timers import overdue_attempts
+from orchestrator.storage.port import Storage
 
 PAGE: Final = 100
 
@@ -13,8 +12,8 @@ PAGE: Final = 100
 class Timers:
     """Sweeps for what is due."""
 
-    def __init__(self, database: Database, driver: Driver, interval: float = 1.0) -> None:
-        self._database = database
+    def __init__(self, storage: Storage, driver: Driver, interval: float = 1.0) -> None:
+        self._storage = storage
         self._driver = driver
         self._interval = interval
 
@@ -27,7 +26,7 @@ class Timers:
 
     async def run_once(self) -> bool:
         """End a page of overdue attempts; return whether there may be more."""
-        overdue = await overdue_attempts(self._database, PAGE)
+        overdue = await self._storage.overdue_attempts(PAGE)
         if overdue:
             await self._driver.drive(overdue)
         return len(overdue) == PAGE

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from messaging import topology
 from orchestrator.storage.database import Database
-from orchestrator.storage.unit_of_work import GATE_LEASE_SECONDS
+from orchestrator.storage.writes import GATE_LEASE_SECONDS
 from schemas.statuses import StepStatus
 
 # Ours are renewed, lapsed ones taken over. A row that another replica is looking at just now is left to it.

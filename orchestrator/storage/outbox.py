@@ -6,11 +6,12 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
+from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.database import Connection
-from orchestrator.storage.writes import OutboxRow
+from orchestrator.storage.dead_letters import Undeliverable, put_back
 
 _DUE: Final = """
-    SELECT message_id, run_id, step_id, task_id, exchange, routing_key, type, correlation_id, body
+    SELECT message_id, run_id, step_id, task_id, exchange, routing_key, type, correlation_id, body, replay
     FROM outbox WHERE due_at <= now() ORDER BY due_at, created_at LIMIT $1 FOR UPDATE SKIP LOCKED
 """
 _DELETE: Final = "DELETE FROM outbox WHERE message_id = ANY($1::uuid[])"
@@ -31,24 +32,28 @@ class Postponed:
     unroutable_for: timedelta
 
 
-async def lock_due(connection: Connection, limit: int) -> Sequence[OutboxRow]:
-    """Return up to *limit* messages that are due and that nobody else is sending, the oldest first.
+class PostgresOutbox:
+    """The outbox in one transaction; see `orchestrator.storage.port.Outbox`."""
 
-    The rows stay locked until the transaction ends; should this process die, its locks go with it.
-    """
-    return [OutboxRow(*row) for row in await connection.fetch(_DUE, limit)]
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
+    async def lock_due(self, limit: int) -> Sequence[OutboxRow]:
+        """Return up to *limit* messages that are due and that nobody else is sending, the oldest first."""
+        return [OutboxRow(*row) for row in await self._connection.fetch(_DUE, limit)]
 
-async def delete_sent(connection: Connection, ids: Sequence[UUID]) -> None:
-    """Forget messages that have been sent, or never can be."""
-    await connection.execute(_DELETE, ids)
+    async def delete(self, ids: Sequence[UUID]) -> None:
+        """Forget messages that have been sent, or never can be."""
+        await self._connection.execute(_DELETE, ids)
 
+    async def delete_tasks(self, task_ids: Sequence[UUID]) -> None:
+        """Forget the messages of attempts that were given up."""
+        await self._connection.execute(_DELETE_TASKS, task_ids)
 
-async def postpone(connection: Connection, ids: Sequence[UUID], *, delay: float, returned: bool) -> Sequence[Postponed]:
-    """Leave these for another try in *delay* seconds; *returned* when the broker said that no queue takes them."""
-    return [Postponed(*row) for row in await connection.fetch(_POSTPONE, ids, delay, returned)]
+    async def postpone(self, ids: Sequence[UUID], *, delay: float, returned: bool) -> Sequence[Postponed]:
+        """Leave these for another try in *delay* seconds; *returned* when the broker said that no queue takes them."""
+        return [Postponed(*row) for row in await self._connection.fetch(_POSTPONE, ids, delay, returned)]
 
-
-async def delete_tasks(connection: Connection, task_ids: Sequence[UUID]) -> None:
-    """Forget the messages of attempts that were given up."""
-    await connection.execute(_DELETE_TASKS, task_ids)
+    async def put_back(self, undeliverable: Sequence[Undeliverable]) -> None:
+        """Make dead letters of replays that the broker does not take."""
+        await put_back(self._connection, undeliverable)

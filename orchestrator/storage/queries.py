@@ -25,9 +25,13 @@ _RUN: Final = """
 _STEPS: Final = """
     SELECT s.step_id, s.parent_step_id, s.branch_name, s.status, s.agent_name, s.attempt, s.worker_id,
            s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched,
-           s.created_at, s.queued_at, s.started_at, s.finished_at, s.error::text AS error,
-           (SELECT min(o.returned_at) FROM outbox AS o WHERE o.task_id = s.task_id) AS unroutable_since
-    FROM step_executions AS s WHERE s.run_id = $1
+           s.created_at, s.queued_at, s.started_at, s.finished_at, s.heartbeat_at, s.due_at, s.error::text AS error,
+           o.unsent_since, o.unroutable_since
+    FROM step_executions AS s LEFT JOIN (
+        SELECT task_id, min(created_at) AS unsent_since, min(returned_at) AS unroutable_since
+        FROM outbox WHERE run_id = $1 GROUP BY task_id
+    ) AS o USING (task_id)
+    WHERE s.run_id = $1
     ORDER BY s.created_at, s.position, s.step_id
 """
 _UNFINISHED: Final = "SELECT id FROM runs WHERE status IN ('PENDING', 'RUNNING')"
@@ -67,7 +71,10 @@ class StepView:
     queued_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    heartbeat_at: datetime | None = None  # when its worker was last heard of, by the database's clock
+    due_at: datetime | None = None  # when the attempt counts as overdue
     error: ErrorInfo | None
+    unsent_since: datetime | None = None  # since when its task is to be sent
     unroutable_since: datetime | None  # since when no queue takes its task
 
 

@@ -7,11 +7,13 @@ write. Whatever is filtered or counted has a column of its own.
 from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     DateTime,
     Double,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -121,7 +123,7 @@ outbox: Final = Table(
     "outbox",
     metadata,
     Column("message_id", Uuid, primary_key=True),
-    Column("run_id", Uuid, nullable=False),
+    Column("run_id", Uuid),  # a replay may be about none
     Column("step_id", Text),
     Column("task_id", Uuid),
     Column("exchange", Text, nullable=False),
@@ -132,6 +134,7 @@ outbox: Final = Table(
     _time("created_at", nullable=False, server_default=func.now()),
     _time("due_at", nullable=False),  # when a sweeper may send it; until then its writer does
     _time("returned_at"),  # when the broker first said that no queue takes it
+    Column("replay", JSONB),  # of a dead letter: the properties that no column holds; see storage/dead_letters
     Index(None, "due_at"),
     Index(None, "run_id"),
     # Rows live for milliseconds. Without an eager vacuum the indexes would fill up with dead ones.
@@ -152,4 +155,29 @@ gates: Final = Table(
     Column("holder", Text, nullable=False),
     _time("lease_until", nullable=False),
     Index(None, "lease_until"),
+)
+
+# Messages that could not be processed, until somebody replays or drops them. Nothing here is from us alone: texts are
+# cut, and what Postgres cannot hold as text is replaced. The body is what it was.
+dead_letters: Final = Table(
+    "dead_letters",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("key", Text, nullable=False),  # the same for each delivery of one dead letter
+    _time("received_at", nullable=False, server_default=func.now()),
+    _time("dead_lettered_at"),
+    Column("queue", Text),  # where it came from, and where a replay goes; null: nobody knows
+    Column("exchange", Text),
+    Column("routing_key", Text),
+    Column("code", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("type", Text),
+    Column("message_id", Text),
+    Column("correlation_id", Text),
+    Column("reply_to", Text),
+    Column("headers", JSONB, nullable=False),  # as storage/headers writes them
+    Column("body", LargeBinary, nullable=False),
+    Column("run_id", Uuid),  # as far as the body tells
+    Column("step_id", Text),
+    Index("uq_dead_letters_key", "key", unique=True),
 )

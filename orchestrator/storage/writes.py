@@ -1,39 +1,30 @@
 """What a transaction writes: set-based statements that take whole columns, one for each kind of change."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import astuple, dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
+from orchestrator.storage.changes import Changes, OutboxRow
+from orchestrator.storage.database import Connection
 from schemas.codec import dump_json
 from schemas.statuses import RunStatus, StepStatus
 
 
 @dataclass(frozen=True, slots=True)
-class OutboxRow:
-    """A message to send, with what it is about."""
+class CancelledStep:
+    """A step that a cancelled run took with it."""
 
-    message_id: UUID
-    run_id: UUID
-    step_id: str | None
-    task_id: UUID | None
-    exchange: str
-    routing_key: str
-    type: str
-    correlation_id: str | None
-    body: bytes
+    step_id: str
+    parent_step_id: str | None
+    branch_name: str | None
+    attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class GateRow:
-    """A limited block's gate."""
-
-    run_id: UUID
-    block_id: str
-    max_parallelism: int
-
+GATE_LEASE_SECONDS: Final = 5.0
 
 _STEP_TYPES: Final = {
     "run_id": "uuid", "step_id": "text", "parent_step_id": "text", "branch_name": "text", "join_policy": "text",
@@ -104,21 +95,21 @@ def _insert_outbox(first: int = 1) -> str:
     )
 
 
-INSERT_RUNS: Final = _insert("runs", _RUN_TYPES)
-INSERT_STEPS: Final = _insert("step_executions", _STEP_TYPES)
+_INSERT_RUNS: Final = _insert("runs", _RUN_TYPES)
+_INSERT_STEPS: Final = _insert("step_executions", _STEP_TYPES)
 # Output and error are known only to the record of a row that ends now; elsewhere null means "as it was".
-UPDATE_RUNS: Final = _update("runs", _RUN_CHANGES, ("id",), ("output", "error"))
-UPDATE_STEPS: Final = _update("step_executions", _STEP_CHANGES, ("run_id", "step_id"), ("output", "error"))
-INSERT_OUTBOX: Final = _insert_outbox()
+_UPDATE_RUNS: Final = _update("runs", _RUN_CHANGES, ("id",), ("output", "error"))
+_UPDATE_STEPS: Final = _update("step_executions", _STEP_CHANGES, ("run_id", "step_id"), ("output", "error"))
+_INSERT_OUTBOX: Final = _insert_outbox()
 # What nearly every batch of results writes, in one round trip.
-UPDATE_STEPS_AND_INSERT_OUTBOX: Final = f"WITH changed AS ({UPDATE_STEPS}) {_insert_outbox(len(_STEP_CHANGES) + 1)}"
-INSERT_GATES: Final = """
+_UPDATE_STEPS_AND_INSERT_OUTBOX: Final = f"WITH changed AS ({_UPDATE_STEPS}) {_insert_outbox(len(_STEP_CHANGES) + 1)}"
+_INSERT_GATES: Final = """
     INSERT INTO gates (run_id, block_id, max_parallelism, holder, lease_until)
-    SELECT n.run_id, n.block_id, n.max_parallelism, $4, now() + make_interval(secs => $5)
-    FROM unnest($1::uuid[], $2::text[], $3::integer[]) AS n(run_id, block_id, max_parallelism)
+    SELECT n.run_id, n.block_id, n.max_parallelism, n.holder, now() + make_interval(secs => $5)
+    FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[]) AS n(run_id, block_id, max_parallelism, holder)
 """
 # The join. The outputs never leave the database: they are put together here, in the order of the definition.
-JOIN_BLOCKS: Final = """
+_JOIN_BLOCKS: Final = """
     UPDATE step_executions AS block SET output = (
         SELECT COALESCE('{' || string_agg(
             to_json(branch.step_id)::text || ':' || branch.output::text, ',' ORDER BY branch.position
@@ -129,7 +120,7 @@ JOIN_BLOCKS: Final = """
     FROM unnest($1::uuid[], $2::text[]) AS k(run_id, block_id)
     WHERE block.run_id = k.run_id AND block.step_id = k.block_id
 """
-CANCEL_OPEN_STEPS: Final = """
+_CANCEL_OPEN_STEPS: Final = """
     UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL,
         branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0  -- null where it is no block
     WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
@@ -140,18 +131,35 @@ CANCEL_OPEN_STEPS: Final = """
 Arguments = list[list[Any]]  # a column for each parameter, in the order of the statement
 
 
-def step_inserts(steps: Sequence[StepExecution]) -> Arguments:
-    """Return the arguments of INSERT_STEPS."""
-    return _columns(_STEP_TYPES, steps)
+async def write(connection: Connection, changes: Changes) -> None:
+    """Write what was collected, each kind of change with one statement."""
+    execute = connection.execute
+    if changes.new_runs:
+        await execute(_INSERT_RUNS, *_run_inserts(changes.new_runs.values()))
+    if changes.new_steps:
+        await execute(_INSERT_STEPS, *_columns(_STEP_TYPES, changes.new_steps.values()))
+    if changes.changed_runs:
+        await execute(_UPDATE_RUNS, *_run_updates(changes.changed_runs.values()))
+    if changes.changed_steps and changes.outbox and not changes.joins and not changes.gates:
+        steps = _columns(_STEP_CHANGES, changes.changed_steps.values())
+        await execute(_UPDATE_STEPS_AND_INSERT_OUTBOX, *steps, *_outbox_inserts(changes.outbox))
+        return
+    if changes.changed_steps:
+        await execute(_UPDATE_STEPS, *_columns(_STEP_CHANGES, changes.changed_steps.values()))
+    if changes.joins:
+        await execute(_JOIN_BLOCKS, *_transposed(changes.joins))
+    if changes.gates:
+        await execute(_INSERT_GATES, *_transposed(map(astuple, changes.gates)), GATE_LEASE_SECONDS)
+    if changes.outbox:
+        await execute(_INSERT_OUTBOX, *_outbox_inserts(changes.outbox))
 
 
-def step_updates(steps: Sequence[StepExecution]) -> Arguments:
-    """Return the arguments of UPDATE_STEPS."""
-    return _columns(_STEP_CHANGES, steps)
+async def cancel_open_steps(connection: Connection, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
+    """Cancel whatever of the run is not final; return what that was."""
+    return [CancelledStep(*row) for row in await connection.fetch(_CANCEL_OPEN_STEPS, run_id, now)]
 
 
-def run_inserts(runs: Sequence[tuple[Run, RunRequested]]) -> Arguments:
-    """Return the arguments of INSERT_RUNS."""
+def _run_inserts(runs: Iterable[tuple[Run, RunRequested]]) -> Arguments:
     rows = (
         (
             run.id,
@@ -172,8 +180,7 @@ def run_inserts(runs: Sequence[tuple[Run, RunRequested]]) -> Arguments:
     return _transposed(rows)
 
 
-def run_updates(runs: Sequence[Run]) -> Arguments:
-    """Return the arguments of UPDATE_RUNS."""
+def _run_updates(runs: Iterable[Run]) -> Arguments:
     rows = (
         (
             run.id,
@@ -189,12 +196,11 @@ def run_updates(runs: Sequence[Run]) -> Arguments:
     return _transposed(rows)
 
 
-def outbox_inserts(rows: Sequence[OutboxRow], delays: Sequence[float]) -> Arguments:
-    """Return the arguments of INSERT_OUTBOX; *delays* are the seconds for which a sweeper leaves each row alone."""
-    return [*([getattr(row, name) for row in rows] for name in _OUTBOX_TYPES), list(delays)]
+def _outbox_inserts(rows: Sequence[tuple[OutboxRow, float]]) -> Arguments:
+    return [*([getattr(row, name) for row, _ in rows] for name in _OUTBOX_TYPES), [delay for _, delay in rows]]
 
 
-def _columns(types: dict[str, str], steps: Sequence[StepExecution]) -> Arguments:
+def _columns(types: dict[str, str], steps: Collection[StepExecution]) -> Arguments:
     return [[_column(step, name) for step in steps] for name in types]
 
 

@@ -18,6 +18,7 @@ from orchestrator.service.driver import Driver
 from orchestrator.service.plans import PlanCache
 from orchestrator.storage.database import Database
 from orchestrator.storage.definitions import load_definition, store_definition
+from orchestrator.storage.postgres import PostgresStorage
 from schemas.validation import parse_workflow
 from tests.integration.documents import Document, one_block
 from tests.integration.system import completed
@@ -27,7 +28,7 @@ _QUEUED = "SELECT step_id, task_id FROM step_executions WHERE run_id = $1 AND st
 
 def driver_without_relay(database: Database, name: str = "by-hand", plans: PlanCache | None = None) -> Driver:
     """Return a driver that nobody follows: it commits, and nothing is published."""
-    return Driver(database, name, plans or PlanCache())
+    return Driver(PostgresStorage(database), name, plans or PlanCache())
 
 
 async def requested(database: Database, document: Document) -> RunRequested:

@@ -13,10 +13,11 @@ from agent_worker import AgentRegistry
 from agent_worker.options import WorkerOptions
 from agent_worker.worker import Worker
 from messaging import topology
-from messaging.port import Broker, Delivery, OutgoingMessage, PublishOutcome, QueueMissing
+from messaging.port import Broker, OutgoingMessage, PublishOutcome, QueueMissing
 from orchestrator.client import Client
 from orchestrator.service.replica import Replica
 from orchestrator.storage.database import Database
+from orchestrator.storage.postgres import PostgresStorage
 from schemas.codec import encode
 from schemas.messages import AgentResult, CancelRun, RunRequest, RunResult
 from schemas.statuses import ReportStatus
@@ -57,7 +58,7 @@ class System:
         name = name or f"replica-{len(self.replicas) + 1}"
         database = Database(self.database_url)
         client = await self.brokers.connect(name, **(broker or {}))
-        replica = Replica(database, client, name, **options)
+        replica = Replica(PostgresStorage(database), client, name, **options)
         running = RunningReplica(name, replica, client, database, await start(replica, name))
         self.replicas.append(running)
         return running
@@ -187,16 +188,21 @@ class System:
                 counted[key] = counted.get(key, 0) + number
         return counted
 
-    async def dead_letters(self, count: int) -> list[Delivery]:
-        """Wait for *count* dead letters and return them; more than that is an error."""
-        consumer = await self.broker.consume(topology.DEAD_LETTERS_QUEUE, prefetch=0)
-        letters: list[Delivery] = []
-        async with asyncio.timeout(SECONDS):
-            while len(letters) < count:
-                letters += await consumer.receive(1_000)
-        await consumer.ack(letters)
-        await consumer.close()
+    async def stored_dead_letters(self, count: int) -> list[asyncpg.Record]:
+        """Wait for *count* dead letters in the table and return them, the oldest first; more than that is an error."""
+
+        async def stored() -> list[asyncpg.Record] | None:
+            rows = await self.fetch("SELECT * FROM dead_letters ORDER BY id")
+            return rows if len(rows) >= count else None
+
+        letters: list[asyncpg.Record] = await eventually(stored, timeout=SECONDS)
         assert len(letters) == count
+        return letters
+
+    async def dead_letters(self, count: int) -> list[asyncpg.Record]:
+        """Wait for *count* dead letters, return them and drop them; more than that is an error."""
+        letters = await self.stored_dead_letters(count)
+        await self.fetch("DELETE FROM dead_letters WHERE id = ANY($1)", [letter["id"] for letter in letters])
         return letters
 
     async def gate_exists(self, run_id: UUID, block_id: str) -> bool:
@@ -212,12 +218,12 @@ class System:
         queues = (topology.RUNS_QUEUE, topology.RESULTS_QUEUE, topology.COMMANDS_QUEUE, topology.DEAD_LETTERS_QUEUE)
 
         async def left() -> dict[str, int]:
-            found = {table: await self.count(table) for table in ("outbox", "gates")}
+            found = {table: await self.count(table) for table in ("outbox", "gates", "dead_letters")}
             for queue in queues:
                 found[queue.name] = (await self.broker.check_queue(queue.name)).ready
             return {name: number for name, number in found.items() if number}
 
-        expected = {topology.DEAD_LETTERS_QUEUE.name: dead_letters} if dead_letters else {}
+        expected = {"dead_letters": dead_letters} if dead_letters else {}
         last: dict[str, int] = {}
 
         async def nothing() -> bool:

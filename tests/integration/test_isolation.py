@@ -12,6 +12,7 @@ from messaging.port import OutgoingMessage
 from orchestrator.engine.inputs import TaskReported
 from orchestrator.service.batch import Batch
 from orchestrator.service.requests import RequestReader
+from orchestrator.storage.dead_letters import replay
 from schemas.codec import encode
 from schemas.messages import RunRequest
 from schemas.statuses import ResultStatus
@@ -50,17 +51,17 @@ async def test_of_many_inputs_only_the_one_that_cannot_be_applied_is_dead_letter
     monkeypatch.setattr(Batch, "run", picky)
     with capture_logs() as lines:
         await system.report(*(completed(run_id, task_id) for run_id, task_id in runs.items()))
-        (letter,) = await system.dead_letters(1)
+        (letter,) = await system.stored_dead_letters(1)
         for run_id in runs:
             if run_id != poison:
                 assert await system.ended(run_id) == "COMPLETED"
-    assert str(poison) in letter.body.decode()
-    assert letter.headers["x-forkjoin-reason"] == "internal_error"
-    assert letter.headers["x-forkjoin-message"] == "ArithmeticError: this one is poison"
+    assert str(poison) in letter["body"].decode()
+    assert letter["code"] == "internal_error"
+    assert letter["message"] == "ArithmeticError: this one is poison"
     assert [line["log_level"] for line in lines if line.get("action") == "input_failed"] == ["error"]
     assert await system.status(poison) == "RUNNING"
     monkeypatch.undo()
-    await system.publish(str(letter.headers["x-forkjoin-queue"]), letter.body)  # a replay has the original effect
+    await replay(system.database, [letter["id"]])  # it has the original effect
     assert await system.ended(poison) == "COMPLETED"
     await system.quiet()
 
@@ -80,7 +81,7 @@ async def test_a_request_that_the_database_cannot_hold_is_dead_lettered_and_its_
     ]
     await system.broker.publish(messages)
     (letter,) = await system.dead_letters(1)
-    assert str(bad) in letter.body.decode()
+    assert str(bad) in letter["body"].decode()
     assert await system.ended(good) == "COMPLETED"
     assert await system.status(bad) is None
 
@@ -104,7 +105,7 @@ async def test_a_request_that_cannot_be_read_for_a_bug_of_ours_is_dead_lettered_
         [OutgoingMessage("", RUNS, "RunRequest", str(uuid4()), encode(request)) for request in requests]
     )
     (letter,) = await system.dead_letters(1)
-    assert letter.headers["x-forkjoin-reason"] == "internal_error"
+    assert letter["code"] == "internal_error"
     assert await system.ended(good) == "COMPLETED"
 
 

@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 
 from messaging import topology
-from messaging.port import Delivery, OutgoingMessage
+from messaging.port import OutgoingMessage
+from orchestrator.storage.dead_letters import replay
 from orchestrator.storage.definitions import register_workflow
 from schemas.codec import decode, encode
 from schemas.messages import RunRequest, RunResult
@@ -19,7 +20,6 @@ from tests.integration.system import System
 
 RUNS = topology.RUNS_QUEUE.name
 HELLO = workflow({"one": agent("echo", input_mapping={"said": "${workflow.input}"})})
-REASON = "x-forkjoin-reason"
 
 
 async def echo(input: Any) -> Any:
@@ -99,8 +99,8 @@ async def test_a_conflict_that_nobody_awaits_is_dead_lettered_with_its_reason(ru
     await running.run(HELLO, 1, run_id=run_id)
     await running.submit(HELLO, 2, run_id=run_id)
     (letter,) = await running.dead_letters(1)
-    assert letter.headers[REASON] == "run_id_conflict"
-    assert json.loads(letter.body)["input"] == 2
+    assert letter["code"] == "run_id_conflict"
+    assert json.loads(letter["body"])["input"] == 2
 
 
 async def test_a_request_without_a_run_id_is_a_run_and_comes_again_as_the_same_run(
@@ -241,16 +241,16 @@ async def test_an_invalid_workflow_is_refused_with_all_its_problems(running: Sys
 async def test_an_invalid_workflow_that_nobody_awaits_is_dead_lettered_with_the_reason(running: System) -> None:
     await running.submit(workflow({"one": agent("echo", next_step="two")}))
     (letter,) = await running.dead_letters(1)
-    assert letter.headers[REASON] == "invalid_workflow"
-    assert "unknown_step" in str(letter.headers["x-forkjoin-message"])
-    assert letter.headers["x-forkjoin-queue"] == RUNS
+    assert letter["code"] == "invalid_workflow"
+    assert "unknown_step" in letter["message"]
+    assert letter["queue"] == RUNS
     await still_works(running)
 
 
 async def test_a_refusal_whose_client_has_gone_is_dead_lettered(running: System) -> None:
     await running.publish(RUNS, body(workflow={}), reply_to="nobody-is-here")
     (letter,) = await running.dead_letters(1)
-    assert letter.headers[REASON] == "invalid_workflow"
+    assert letter["code"] == "invalid_workflow"
 
 
 DEEP = b'{"version":1,"workflow":%s}'
@@ -285,10 +285,9 @@ async def test_each_kind_of_malformed_body_is_dead_lettered_once_and_the_others_
     await running.broker.publish([OutgoingMessage("", RUNS, "", str(uuid4()), content) for content in bodies])
     letters = await running.dead_letters(len(MALFORMED))
     assert await running.ended(run_id) == "COMPLETED"
-    assert {letter.body for letter in letters} == set(MALFORMED.values())
-    assert {letter.headers[REASON] for letter in letters} == {"malformed_message"}
-    assert all(letter.headers["x-forkjoin-message"] for letter in letters)
-    assert all(letter.earlier_deliveries == 0 for letter in letters)
+    assert {letter["body"] for letter in letters} == set(MALFORMED.values())
+    assert {letter["code"] for letter in letters} == {"malformed_message"}
+    assert all(letter["message"] for letter in letters)
     await running.quiet()
 
 
@@ -305,18 +304,19 @@ async def test_a_malformed_request_is_also_answered_where_someone_waits(running:
 async def test_an_unsupported_version_has_a_reason_of_its_own(running: System) -> None:
     await running.publish(RUNS, json.dumps({"version": 2, "workflow": HELLO}).encode())
     (letter,) = await running.dead_letters(1)
-    assert letter.headers[REASON] == "unsupported_version"
+    assert letter["code"] == "unsupported_version"
 
 
 async def test_a_dead_letter_that_is_put_right_and_sent_again_has_its_effect(running: System) -> None:
     run_id = uuid4()
     request = encode(RunRequest(run_id=run_id, workflow_id="greet"))
     await running.publish(RUNS, request)
-    (letter,) = await running.dead_letters(1)
-    assert letter.headers[REASON] == "unknown_workflow"
+    (letter,) = await running.stored_dead_letters(1)
+    assert letter["code"] == "unknown_workflow"
     await register(running, HELLO | {"name": "greet"})
-    await replay(running, letter)
+    assert await replay(running.database, [letter["id"]]) == {letter["id"]}
     assert await running.ended(run_id) == "COMPLETED"
+    await running.quiet()
 
 
 NAMES = ["../etc", "a b", "#", "*", "amq.queue", "x" * 300, "", "agent\u0000", "größe"]
@@ -327,7 +327,7 @@ async def test_names_that_could_not_be_routing_keys_are_refused_before_they_beco
     for name in NAMES:
         await system.publish(RUNS, body(workflow=workflow({"one": agent(name)})))
     letters = await system.dead_letters(len(NAMES))
-    reasons = sorted(str(letter.headers[REASON]) for letter in letters)
+    reasons = sorted(letter["code"] for letter in letters)
     assert reasons == ["invalid_workflow"] * 8 + ["malformed_message"], "a NUL is refused with the whole body"
     assert await system.count("runs") == 0
 
@@ -347,8 +347,3 @@ async def test_a_block_of_thousands_is_checked_without_stopping_the_replica(
 async def finished_runs(system: System, number: int) -> bool:
     rows = await system.fetch("SELECT status FROM runs")
     return [row["status"] for row in rows] == ["COMPLETED"] * number
-
-
-async def replay(system: System, letter: Delivery) -> None:
-    """Send a dead letter to where it came from."""
-    await system.publish(str(letter.headers["x-forkjoin-queue"]), letter.body)

@@ -193,10 +193,10 @@ async def test_what_cannot_be_read_is_dead_lettered_once_and_the_next_is_applied
     await system.report(completed(run_id, task_id))
     assert await system.ended(run_id) == "COMPLETED"
     letters = await system.dead_letters(len(bad))
-    assert {letter.body for letter in letters} == set(bad)
-    assert {letter.headers["x-forkjoin-queue"] for letter in letters} == {queue}
-    reasons = [letter.headers["x-forkjoin-reason"] for letter in letters]
-    assert sorted(map(str, reasons)) == ["malformed_message"] * 5 + ["unsupported_version"]
+    assert {letter["body"] for letter in letters} == set(bad)
+    assert {letter["queue"] for letter in letters} == {queue}
+    reasons = [letter["code"] for letter in letters]
+    assert sorted(reasons) == ["malformed_message"] * 5 + ["unsupported_version"]
     await system.quiet()
 
 

@@ -17,6 +17,7 @@ from orchestrator.engine.inputs import (
     ExternalInput,
     RunRequested,
     SlotsFree,
+    TaskMissing,
     TaskReported,
     TaskUndeliverable,
 )
@@ -149,6 +150,7 @@ INPUTS: dict[str, st.SearchStrategy[ExternalInput]] = {
     **{f"report {status}": reports(status) for status in ReportStatus},
     "overdue": st.builds(AttemptOverdue, st.just(RUN), STEPS, TASKS),
     "undeliverable": st.builds(TaskUndeliverable, st.just(RUN), STEPS, TASKS),
+    "missing": st.builds(TaskMissing, st.just(RUN), STEPS, TASKS, st.just(NOW) | TIMES),
     "ticket": st.builds(BranchArrived, st.just(RUN), st.just("block"), STEPS),
     "slots": st.builds(SlotsFree, st.just(RUN), st.sampled_from(["block", "alone"])),
     "cancel": st.builds(CancelRequested, st.just(RUN), st.none() | st.just("enough")),

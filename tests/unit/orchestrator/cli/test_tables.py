@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import tables
+from orchestrator.cli.waiting import Slot
 from orchestrator.storage.queries import RunDetails, RunSummary, StepView
 from schemas.messages import ErrorInfo
 from schemas.statuses import RunStatus, StepStatus
@@ -82,17 +83,24 @@ def test_branches_stand_below_their_block_and_text_of_agents_is_no_markup(consol
         step("block", StepStatus.FAILED, "1 of 1 branches failed"),
         step("b", StepStatus.FAILED, "[red]no[/red]", "block"),
     ]
-    tables.run_tree(RunDetails(summary(RunStatus.FAILED), None, None, None, steps), all_branches=False)
+    tables.run_tree(RunDetails(summary(RunStatus.FAILED), None, None, None, steps), {}, all_branches=False)
     lines = [line for line in written(console).splitlines() if "FAILED" in line][1:]
     assert lines[0].startswith("block  FAILED")
     assert lines[1].startswith("└── b  FAILED")
     assert lines[1].endswith("[red]no[/red] [agent_error]")
 
 
+def test_an_unfinished_step_says_what_it_waits_for(console: Console) -> None:
+    steps = [step("a", StepStatus.PENDING, parent="block"), step("block", StepStatus.RUNNING)]
+    details = RunDetails(summary(RunStatus.RUNNING), None, None, None, steps)
+    tables.run_tree(details, {"a": Slot(taken=2, limit=2)}, all_branches=False)
+    assert "waits for a slot of its gate (2 of 2 taken)" in " ".join(written(console).split())
+
+
 def test_of_a_large_block_the_quiet_branches_are_counted_unless_all_are_asked_for(console: Console) -> None:
     branches = [step(f"b{n}", StepStatus.COMPLETED, parent="block") for n in range(tables.SHOWN_BRANCHES + 1)]
     details = RunDetails(summary(), None, None, None, [step("block", StepStatus.COMPLETED), *branches])
-    tables.run_tree(details, all_branches=False)
+    tables.run_tree(details, {}, all_branches=False)
     assert f"and {len(branches)} more branches (--all shows them)" in written(console)
-    tables.run_tree(details, all_branches=True)
+    tables.run_tree(details, {}, all_branches=True)
     assert written(console).count("── b") == len(branches)

@@ -13,6 +13,7 @@ from orchestrator.engine.inputs import (
     CancelRequested,
     ExternalInput,
     SlotsFree,
+    TaskMissing,
     TaskReported,
     TaskUndeliverable,
 )
@@ -46,6 +47,7 @@ MOMENT = Moment(NOW, counted_ids())
         SlotsFree(RUN, "block"),
         AttemptOverdue(RUN, "a", TASK),
         TaskUndeliverable(RUN, "a", TASK, codes.UNKNOWN_AGENT),
+        TaskMissing(RUN, "a", TASK, NOW),
         CancelRequested(RUN, None),
     ],
 )

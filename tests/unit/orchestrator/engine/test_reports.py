@@ -19,6 +19,7 @@ from orchestrator.engine.inputs import (
     TaskUndeliverable,
 )
 from orchestrator.engine.records import StepExecution
+from orchestrator.engine.reports import SILENT_AFTER
 from orchestrator.engine.state import RunState, Wanted
 from schemas.messages import AgentError
 from schemas.statuses import ReportStatus, StepStatus
@@ -186,6 +187,20 @@ def test_a_result_after_the_end_has_no_effect_but_frees_the_ticket_again(status:
     assert decision.released is row, "the notice of its end may have been lost: it is told once more"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(AgentError(type="timeout", message="the agent took longer than 5 s"), id="its own timeout"),
+        pytest.param(AgentError(type="ValueError", message="no luck"), id="the agent's error"),
+    ],
+)
+def test_a_failure_that_the_worker_tells_after_it_was_given_up_is_late_and_no_duplicate(said: AgentError) -> None:
+    state = known(running_row(due_at=NOW))
+    apply(state, decided(state, overdue()), Moment(NOW, counted_ids()))
+    decision = decided(state, reported(FAILED, error=said))
+    assert (decision.verdict, decision.code, decision.steps) == (Verdict.STALE, codes.LATE_REPORT, ())
+
+
 # A branch that ends
 
 
@@ -307,7 +322,45 @@ def test_only_a_task_that_nobody_has_taken_is_undeliverable(row: StepExecution) 
     assert decided(known(row), undeliverable()) == UNKNOWN_TASK
 
 
-@pytest.mark.parametrize("event", [overdue(), undeliverable()])
+def lost() -> TaskUndeliverable:
+    return TaskUndeliverable(RUN, "step", TASK, codes.WORKER_LOST)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(step_row(), id="nobody reported on it"),
+        pytest.param(step_row(status=StepStatus.RUNNING, heartbeat_at=NOW), id="silent for long"),
+        pytest.param(step_row(status=StepStatus.RUNNING), id="never heard of"),
+    ],
+)
+def test_a_task_that_the_broker_gave_up_fails_as_lost(row: StepExecution) -> None:
+    decision = decided(known(row), lost(), NOW + SILENT_AFTER)
+    (step,) = decision.steps
+    assert (decision.verdict, step.status) == (Verdict.APPLIED, StepStatus.FAILED)
+    assert step.error is not None
+    assert step.error.code == "worker_lost"
+    assert "delivery-limit" in step.error.message
+
+
+def test_a_task_that_the_broker_gave_up_goes_on_while_its_worker_is_heard_of() -> None:
+    row = step_row(status=StepStatus.RUNNING, heartbeat_at=NOW)
+    almost = NOW + SILENT_AFTER - timedelta(milliseconds=1)
+    assert decided(known(row), lost(), almost) == Decision(Verdict.STALE, codes.HEARD_FROM)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(step_row(task_id=OTHER), id="another attempt"),
+        *(pytest.param(step_row(status=status), id=f"already {status}") for status in FINAL),
+    ],
+)
+def test_a_task_that_is_over_is_not_lost(row: StepExecution) -> None:
+    assert decided(known(row), lost(), NOW + SILENT_AFTER) == UNKNOWN_TASK
+
+
+@pytest.mark.parametrize("event", [overdue(), undeliverable(), lost()])
 def test_silence_about_a_step_that_does_not_exist_means_nothing(event: Input) -> None:
     state = RunState(None, steps={"step": None})
     assert decided(state, event) == UNKNOWN_TASK

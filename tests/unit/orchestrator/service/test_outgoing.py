@@ -8,9 +8,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from messaging import topology
+from messaging.port import OutgoingMessage
+from messaging.rabbitmq.encoding import encode_message
 from orchestrator.engine.decision import SendResult, SendTask, SendTicket
 from orchestrator.engine.records import ReplyAddress, StepExecution
 from orchestrator.service.outgoing import EVENTS_PER_MESSAGE, event_rows, outbox_row, to_message
+from orchestrator.storage.changes import OutboxRow
 from schemas.codec import decode
 from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult, StepEvent
 from schemas.statuses import ResultStatus, StepStatus
@@ -118,3 +121,44 @@ def test_a_message_is_its_row() -> None:
     )
     assert (message.message_id, message.correlation_id) == (str(row.message_id), row.correlation_id)
     assert message.persistent
+
+
+def replayed(row_id: UUID = RUN, **properties: Any) -> OutgoingMessage:
+    known = {"message_id": "m-1", "reply_to": "replies", "headers": {}, "exchange": "e", "routing_key": "k"}
+    return to_message(
+        OutboxRow(
+            message_id=row_id,
+            run_id=None,
+            step_id=None,
+            task_id=None,
+            exchange="",
+            routing_key="agent.a",
+            type="AgentTask",
+            correlation_id="c",
+            body=b"{}",
+            replay=json.dumps(known | properties),
+        )
+    )
+
+
+def test_a_replay_is_the_original_message_addressed_to_its_queue() -> None:
+    assert replayed(headers={"kept": {"$time": "2026-01-02T00:00:00+00:00"}}) == OutgoingMessage(
+        exchange="", routing_key="agent.a", type="AgentTask", message_id="m-1", body=b"{}", correlation_id="c",
+        reply_to="replies", headers={"kept": datetime(2026, 1, 2, tzinfo=UTC)}, mandatory=True,
+    )  # fmt: skip
+
+
+def test_a_replay_without_an_id_has_that_of_its_row_each_time_it_is_sent() -> None:
+    assert replayed(message_id=None).message_id == str(RUN)
+
+
+def test_a_replay_leaves_behind_what_would_send_it_elsewhere_or_count_on() -> None:
+    names = ["CC", "BCC", "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count"]
+    headers = dict.fromkeys([*names, "x-forkjoin-unreadable-headers"], "gone") | {"x-kept": 1, "cc": 2}
+    assert replayed(headers=headers).headers == {"x-kept": 1, "cc": 2}
+
+
+def test_a_replay_has_only_headers_that_can_be_written() -> None:
+    message = replayed(headers={"bytes": {"$bytes": "/w=="}, "huge": {"$float": "1e+300"}})
+    encode_message(message, 1, 131_072)
+    assert message.headers["bytes"] == b"\xff"

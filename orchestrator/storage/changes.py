@@ -1,0 +1,49 @@
+"""What a transaction writes, collected: new and changed records, joins, gates, and messages for the outbox."""
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from orchestrator.engine.inputs import RunRequested
+from orchestrator.engine.records import Run, StepExecution
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A message to send, with what it is about."""
+
+    message_id: UUID
+    run_id: UUID | None  # None only of a replay
+    step_id: str | None
+    task_id: UUID | None
+    exchange: str
+    routing_key: str
+    type: str
+    correlation_id: str | None
+    body: bytes
+    replay: str | None = None  # JSON: the other properties of a dead letter that is sent again
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """A limited block's gate, and the replica that holds it first."""
+
+    run_id: UUID
+    block_id: str
+    max_parallelism: int
+    holder: str
+
+
+@dataclass(slots=True)
+class Changes:
+    """What is to be written together. A record that changes twice is in it once, as it is in the end."""
+
+    new_runs: dict[UUID, tuple[Run, RunRequested]] = field(default_factory=dict)
+    changed_runs: dict[UUID, Run] = field(default_factory=dict)
+    new_steps: dict[tuple[UUID, str], StepExecution] = field(default_factory=dict)
+    changed_steps: dict[tuple[UUID, str], StepExecution] = field(default_factory=dict)
+    joins: list[tuple[UUID, str]] = field(default_factory=list)  # blocks whose output is put together
+    gates: list[GateRow] = field(default_factory=list)
+    outbox: list[tuple[OutboxRow, float]] = field(default_factory=list)  # with the seconds until a sweeper may send it
+
+    def __len__(self) -> int:
+        return len(self.new_steps) + len(self.changed_steps) + len(self.outbox)

@@ -1,0 +1,120 @@
+"""What the services ask of storage. Postgres answers in production, and dictionaries under the simulation.
+
+Errors that pass (`orchestrator.storage.database.is_transient`) leave a transaction undone, or, at its end, in doubt:
+whoever applies something must be able to apply it twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from orchestrator.engine.inputs import AttemptOverdue
+from orchestrator.engine.state import RunState, Wanted
+from orchestrator.storage.changes import Changes, OutboxRow
+from orchestrator.storage.dead_letters import NewDeadLetter, Undeliverable
+from orchestrator.storage.gates import Lease
+from orchestrator.storage.outbox import Postponed
+from orchestrator.storage.silent import Silence, SilentAttempt
+from orchestrator.storage.writes import CancelledStep
+from schemas.workflow import Workflow
+
+
+class Session(Protocol):
+    """One transaction on runs. It begins with its first look, which takes the locks."""
+
+    @property
+    def gate_holders(self) -> Mapping[tuple[UUID, str], str]:
+        """Who holds the gates of the blocks that were seen, by run and block."""
+
+    async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
+        """Lock these runs in the order of their ids; return the storage's time and a state for each.
+
+        The tasks that are wanted are in it, and of blocks with a gate those who are next in line for the slots that are
+        free, or will be when the ending attempts have ended; whatever else is wanted `load` brings.
+
+        Raises:
+            RunLocked: Somebody keeps one of them locked.
+        """
+
+    async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
+        """Bring what is wanted, except tasks and plans, into the states."""
+
+    async def load_definition(self, definition_id: str) -> dict[str, Any]:
+        """Return the document of a stored definition."""
+
+    async def write(self, changes: Changes) -> None:
+        """Write what was collected."""
+
+    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel whatever of the run is not final; return what that was."""
+
+
+class Outbox(Protocol):
+    """The outbox from the sender's side, in one transaction."""
+
+    async def lock_due(self, limit: int) -> Sequence[OutboxRow]:
+        """Return up to *limit* messages that are due and that nobody else is sending, the oldest first.
+
+        They stay locked until the transaction ends; should this process die, its locks go with it.
+        """
+
+    async def delete(self, ids: Sequence[UUID]) -> None:
+        """Forget messages that have been sent, or never can be."""
+
+    async def delete_tasks(self, task_ids: Sequence[UUID]) -> None:
+        """Forget the messages of attempts that were given up."""
+
+    async def postpone(self, ids: Sequence[UUID], *, delay: float, returned: bool) -> Sequence[Postponed]:
+        """Leave these for another try in *delay* seconds; *returned* when the broker said that no queue takes them."""
+
+    async def put_back(self, undeliverable: Sequence[Undeliverable]) -> None:
+        """Make dead letters of replays that the broker does not take."""
+
+
+class Storage(Protocol):
+    """The truth about runs, shared by all replicas."""
+
+    def session(self) -> AbstractAsyncContextManager[Session]:
+        """Begin a transaction on runs: committed at the end, rolled back on an exception."""
+
+    def outbox(self) -> AbstractAsyncContextManager[Outbox]:
+        """Begin a transaction on the outbox: committed at the end, rolled back on an exception."""
+
+    async def take_leases(self, replica_id: str) -> Sequence[Lease]:
+        """Renew what this replica holds, take over what has lapsed, and return all that it holds now."""
+
+    async def release_leases(self, replica_id: str) -> None:
+        """Let the leases of this replica lapse at once, so that others need not wait."""
+
+    async def delete_gate(self, replica_id: str, run_id: UUID, block_id: str) -> None:
+        """Forget a gate whose queue is gone, with its unsent tickets, if this replica still holds it."""
+
+    async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
+        """Return those of *step_ids* that are final."""
+
+    async def overdue_attempts(self, limit: int) -> Sequence[AttemptOverdue]:
+        """Return attempts that are overdue, the longest first. Nothing is locked: deciding about them looks again."""
+
+    async def count_silent(self, seconds: float) -> Sequence[Silence]:
+        """Return the agents that have attempts without a sign of life for *seconds*, by name."""
+
+    async def oldest_silent(self, agent_name: str, seconds: float, limit: int) -> Sequence[SilentAttempt]:
+        """Return up to *limit* silent attempts of an agent, those that were sent first."""
+
+    async def store_definition(self, workflow: Workflow, document: Mapping[str, Any]) -> str:
+        """Store a definition unless it is there already; return its id."""
+
+    async def find_definition(self, workflow_id: str, version: str | None) -> tuple[str, str]:
+        """Return the id and version of the newest definition registered under *workflow_id* (and *version*).
+
+        Raises:
+            UnknownWorkflow: There is none.
+        """
+
+    async def store_dead_letters(self, letters: Sequence[NewDeadLetter]) -> None:
+        """Store dead letters; those that are stored already stay as they are."""
+
+    async def check(self) -> None:
+        """Make sure that storage answers."""

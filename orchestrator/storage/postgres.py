@@ -1,0 +1,126 @@
+"""Storage on Postgres: each call a statement, or a transaction of a few."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from orchestrator.engine.inputs import AttemptOverdue
+from orchestrator.engine.state import RunState, Wanted
+from orchestrator.errors import RunLocked
+from orchestrator.storage import dead_letters, definitions, gates, silent, timers, writes
+from orchestrator.storage.changes import Changes
+from orchestrator.storage.database import Connection, Database, is_locked_out
+from orchestrator.storage.dead_letters import NewDeadLetter, Selection
+from orchestrator.storage.gates import Lease
+from orchestrator.storage.loading import Loader, begin_and_lock
+from orchestrator.storage.outbox import PostgresOutbox
+from orchestrator.storage.silent import Silence, SilentAttempt
+from orchestrator.storage.writes import CancelledStep
+from schemas.workflow import Workflow
+
+
+class PostgresSession:
+    """One transaction on runs; see `orchestrator.storage.port.Session`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._loader = Loader(connection)
+
+    @property
+    def gate_holders(self) -> Mapping[tuple[UUID, str], str]:
+        """Who holds the gates of the blocks that were seen, by run and block."""
+        return self._loader.holders
+
+    async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
+        """Lock these runs in the order of their ids; return the database's time and a state for each."""
+        await begin_and_lock(self._connection, sorted(wanted))
+        return await self._loader.first_look(wanted)
+
+    async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
+        """Bring what is wanted, except tasks and plans, into the states."""
+        await self._loader.load(states, wanted)
+
+    async def load_definition(self, definition_id: str) -> dict[str, Any]:
+        """Return the document of a stored definition."""
+        return await definitions.load_definition(self._connection, definition_id)
+
+    async def write(self, changes: Changes) -> None:
+        """Write what was collected, each kind of change with one statement."""
+        await writes.write(self._connection, changes)
+
+    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel whatever of the run is not final; return what that was."""
+        return await writes.cancel_open_steps(self._connection, run_id, now)
+
+
+class PostgresStorage:
+    """The truth about runs, in a migrated database; see `orchestrator.storage.port.Storage`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[PostgresSession]:
+        """Begin a transaction on runs: committed at the end, rolled back on an exception."""
+        async with self._database.connection() as connection:
+            try:
+                yield PostgresSession(connection)  # its first statement begins the transaction
+                await connection.execute("COMMIT")
+            except BaseException as error:
+                if not connection.is_closed():
+                    await connection.execute("ROLLBACK")
+                if is_locked_out(error):
+                    raise RunLocked("somebody keeps a run locked") from error
+                raise
+
+    @asynccontextmanager
+    async def outbox(self) -> AsyncIterator[PostgresOutbox]:
+        """Begin a transaction on the outbox: committed at the end, rolled back on an exception."""
+        async with self._database.transaction() as connection:
+            yield PostgresOutbox(connection)
+
+    async def take_leases(self, replica_id: str) -> Sequence[Lease]:
+        """Renew what this replica holds, take over what has lapsed, and return all that it holds now."""
+        return await gates.take_leases(self._database, replica_id)
+
+    async def release_leases(self, replica_id: str) -> None:
+        """Let the leases of this replica lapse at once, so that others need not wait."""
+        await gates.release_leases(self._database, replica_id)
+
+    async def delete_gate(self, replica_id: str, run_id: UUID, block_id: str) -> None:
+        """Forget a gate whose queue is gone, with its unsent tickets, if this replica still holds it."""
+        await gates.delete_gate(self._database, replica_id, run_id, block_id)
+
+    async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
+        """Return those of *step_ids* that are final."""
+        return await gates.branches_over(self._database, run_id, step_ids)
+
+    async def overdue_attempts(self, limit: int) -> Sequence[AttemptOverdue]:
+        """Return attempts that are overdue, the longest first."""
+        return await timers.overdue_attempts(self._database, limit)
+
+    async def count_silent(self, seconds: float) -> Sequence[Silence]:
+        """Return the agents that have attempts without a sign of life for *seconds*, by name."""
+        return await silent.count_silent(self._database, seconds)
+
+    async def oldest_silent(self, agent_name: str, seconds: float, limit: int) -> Sequence[SilentAttempt]:
+        """Return up to *limit* silent attempts of an agent, those that were sent first."""
+        return await silent.oldest_silent(self._database, agent_name, seconds, limit)
+
+    async def store_definition(self, workflow: Workflow, document: Mapping[str, Any]) -> str:
+        """Store a definition unless it is there already; return its id."""
+        return await definitions.store_definition(self._database, workflow, document)
+
+    async def find_definition(self, workflow_id: str, version: str | None) -> tuple[str, str]:
+        """Return the id and version of the newest definition of a workflow. Raises UnknownWorkflow."""
+        return await definitions.find_definition(self._database, workflow_id, version)
+
+    async def store_dead_letters(self, letters: Sequence[NewDeadLetter]) -> None:
+        """Store dead letters; those that are stored already stay as they are."""
+        await dead_letters.store(self._database, letters)
+
+    async def check(self) -> None:
+        """Make sure that storage answers."""
+        await dead_letters.list_dead_letters(self._database, Selection(), 1)
