@@ -7,12 +7,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-slow lint schemas bench clean
+.PHONY: help run test test-unit test-slow simulate lint schemas bench clean
 
 help:  ## Show this text
 	@echo "forkjoin: a distributed fork-join orchestrator for agent workflows"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "All that is needed is Python 3.11 or newer; another one than the first that is found: make PYTHON=python3.12 run"
 	@echo "Tests take RabbitMQ and Postgres from FORKJOIN_TEST_AMQP_URL and FORKJOIN_TEST_DATABASE_URL, else from Docker,"
@@ -29,6 +29,15 @@ test-unit: $(VENV)/.test  ## Run the tests that need neither RabbitMQ nor Postgr
 
 test-slow: $(VENV)/.test  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+simulate: $(VENV)/.test  ## Run the system under simulated faults: make simulate SEEDS=0:10000, or SEEDS="42 --trace"
+	@$(BIN)/python -m tests.simulation $(SEEDS)
+
+REPEAT ?= 1
+GROUP ?=
+
+test-faults: $(VENV)/.test  ## Run all fault tests, slow ones too; GROUP=broker those of one group, REPEAT=20 so many times
+	@$(BIN)/python -m pytest tests/faults$(if $(GROUP),/test_$(GROUP)*.py) --repeat $(REPEAT)
 
 lint: $(VENV)/.test  ## Check style (ruff), types (mypy) and layers (import-linter)
 	@$(BIN)/ruff check

@@ -135,7 +135,8 @@ async def write(connection: Connection, changes: Changes) -> None:
     """Write what was collected, each kind of change with one statement."""
     execute = connection.execute
     if changes.new_runs:
-        await execute(_INSERT_RUNS, *_run_inserts(changes.new_runs.values()))
+        # In the order of their ids, as locks are taken: two replicas may be given the same requests.
+        await execute(_INSERT_RUNS, *_run_inserts(changes.new_runs[run_id] for run_id in sorted(changes.new_runs)))
     if changes.new_steps:
         await execute(_INSERT_STEPS, *_columns(_STEP_TYPES, changes.new_steps.values()))
     if changes.changed_runs:

@@ -7,7 +7,7 @@ way. Whatever order a distributed run takes, it must arrive at the same.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 from hypothesis import strategies as st
@@ -128,47 +128,75 @@ def _handler(steps: Mapping[str, Any], step: Any, outcomes: Mapping[str, StepOut
 # Drawing a case
 
 
+class Choices(Protocol):
+    """Where the choices come from: hypothesis, or a seeded generator."""
+
+    def pick(self, options: Sequence[Any]) -> Any:
+        """Return one of *options*."""
+
+    def shuffled(self, items: Sequence[Any]) -> list[Any]:
+        """Return *items* in some order."""
+
+
+class _Drawn:
+    """Choices of hypothesis."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self._draw = draw
+
+    def pick(self, options: Sequence[Any]) -> Any:
+        return self._draw(st.sampled_from(options))
+
+    def shuffled(self, items: Sequence[Any]) -> list[Any]:
+        return self._draw(st.permutations(items))
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Draw a workflow of up to four steps and blocks, in which every step can be reached."""
-    names = [f"n{number}" for number in range(1, draw(st.integers(1, 4)) + 1)]
+    return make_case(_Drawn(draw))
+
+
+def make_case(choices: Choices) -> Case:
+    """Make a workflow of up to four steps and blocks, in which every step can be reached."""
+    names = [f"n{number}" for number in range(1, choices.pick([1, 2, 3, 4]) + 1)]
     steps: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(names):
         later = names[index + 1 :]
-        branches = draw(st.sampled_from([0, 2, 3, 4, 5, 5, 1]))
+        branches = choices.pick([0, 2, 3, 4, 5, 5, 1])
         if branches:
             ids = [f"{name}{letter}" for letter in "abcde"[:branches]]
-            steps |= {branch: {"agent_name": "x", **_edges(draw, ("on_failure",), later)} for branch in ids}
-            steps[name] = _block(draw, ids) | _edges(draw, ("next_step", "on_failure"), later)
+            steps |= {branch: {"agent_name": "x", **_edges(choices, ("on_failure",), later)} for branch in ids}
+            steps[name] = _block(choices, ids) | _edges(choices, ("next_step", "on_failure"), later)
         else:
-            steps[name] = {"agent_name": "x", **_edges(draw, ("next_step", "on_failure"), later)}
+            steps[name] = {"agent_name": "x", **_edges(choices, ("next_step", "on_failure"), later)}
     steps = _reachable(steps)
-    behaviours = {name: draw(_BEHAVIOURS) for name, step in steps.items() if "agent_name" in step}
+    behaviours = {name: choices.pick(_BEHAVIOURS) for name, step in steps.items() if "agent_name" in step}
     for name, behaviour in behaviours.items():
-        _complete(draw, steps, name, behaviour)
+        _complete(choices, steps, name, behaviour)
     special = {name: behaviour for name, behaviour in behaviours.items() if behaviour is not Behaviour.COMPLETES}
     return Case(steps, special)
 
 
-_BEHAVIOURS = st.sampled_from([Behaviour.COMPLETES] * 9 + [Behaviour.FAILS, Behaviour.HANGS, Behaviour.IS_MISSING])
+_BEHAVIOURS = [Behaviour.COMPLETES] * 9 + [Behaviour.FAILS, Behaviour.HANGS, Behaviour.IS_MISSING]
 
 
-def _edges(draw: st.DrawFn, fields: Sequence[str], later: Sequence[str]) -> dict[str, str]:
-    edges = {name: draw(st.sampled_from([None, *later, *later[:2]])) for name in fields}
+def _edges(choices: Choices, fields: Sequence[str], later: Sequence[str]) -> dict[str, str]:
+    edges = {name: choices.pick([None, *later, *later[:2]]) for name in fields}
     return {name: target for name, target in edges.items() if target is not None}
 
 
-def _block(draw: st.DrawFn, branches: list[str]) -> dict[str, Any]:
-    block: dict[str, Any] = {"type": "parallel", "parallel_steps": draw(st.permutations(branches))}
-    limit = draw(st.sampled_from([2, 1, 3, len(branches), 6, None]))
+def _block(choices: Choices, branches: list[str]) -> dict[str, Any]:
+    block: dict[str, Any] = {"type": "parallel", "parallel_steps": choices.shuffled(branches)}
+    limit = choices.pick([2, 1, 3, len(branches), 6, None])
     if limit is not None:
         block["max_parallelism"] = limit
-    if draw(st.booleans()):
+    if choices.pick([False, True]):
         block["timeout_seconds"] = LONG
     return block
 
 
-def _complete(draw: st.DrawFn, steps: Mapping[str, Any], name: str, behaviour: Behaviour) -> None:
+def _complete(choices: Choices, steps: Mapping[str, Any], name: str, behaviour: Behaviour) -> None:
     if behaviour is Behaviour.HANGS:
         steps[name]["timeout_seconds"] = SHORT
     before = [other for other in steps if _node(name) in _successors(steps, _node(other))]
@@ -177,8 +205,8 @@ def _complete(draw: st.DrawFn, steps: Mapping[str, Any], name: str, behaviour: B
         *(f"${{{other}.{part}}}" for other in before for part in ("output", "status", "error.code")),
         *(f"about ${{{other}.output.said}}" for other in before if "agent_name" in steps[other]),
     ]
-    mapping = draw(st.dictionaries(st.sampled_from("xy"), st.sampled_from(references), max_size=2))
-    if draw(st.sampled_from([False] * 9 + [True])):
+    mapping = {key: choices.pick(references) for key in choices.pick(["", "x", "y", "xy"])}
+    if choices.pick([False] * 9 + [True]):
         mapping["z"] = BROKEN
     if mapping:
         steps[name]["input_mapping"] = mapping

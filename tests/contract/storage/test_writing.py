@@ -1,0 +1,241 @@
+"""What a session writes is what sessions read: columns that change, columns that never do, and joins."""
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from orchestrator.engine.records import Branches, ReplyAddress
+from orchestrator.engine.state import RunValues, Wanted
+from orchestrator.storage.database import is_transient
+from orchestrator.storage.port import Storage
+from orchestrator.storage.writes import CancelledStep
+from schemas.messages import ErrorInfo
+from schemas.references import StepOutcome
+from schemas.statuses import RunStatus, StepStatus
+from tests.contract.storage.rows import (
+    BLOCK,
+    TIME,
+    add_run,
+    block,
+    branch,
+    changes,
+    look,
+    queued,
+    run,
+    seen,
+    step,
+    write,
+)
+
+RUN = UUID(int=1)
+ERROR = ErrorInfo(code="agent_error", message="no luck", details={"type": "ValueError"})
+LATER = TIME + timedelta(seconds=90)
+COMPLETED, FAILED, PENDING, QUEUED = StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.PENDING, StepStatus.QUEUED
+
+
+async def outcome(storage: Storage, step_id: str) -> StepOutcome | None:
+    return (await seen(storage, RUN, Wanted(outcomes=frozenset({step_id})))).outcomes[step_id]
+
+
+async def values(storage: Storage) -> RunValues | None:
+    return (await seen(storage, RUN, Wanted(run_values=True))).run_values
+
+
+async def joined(storage: Storage, *branches: Any) -> Any:
+    """Return the output of a block with these branches."""
+    await add_run(storage, block(RUN), run_id=RUN)
+    await write(storage, RUN, changes(*branches))
+    await write(storage, RUN, changes(changed=[replace(block(RUN), status=COMPLETED)], joins=[(RUN, BLOCK)]))
+    found = await outcome(storage, BLOCK)
+    assert found is not None
+    return found.output
+
+
+async def test_a_step_is_read_as_it_was_written(storage: Storage) -> None:
+    written = replace(
+        queued(RUN, 3, timeout_seconds=2.5, input={"b": [1.5, None], "a": "ö"}),
+        worker_id="w", started_at=TIME, heartbeat_at=LATER, due_at=LATER,
+    )  # fmt: skip
+    await add_run(storage, block(RUN), written, run_id=RUN)
+    state = await seen(storage, RUN, Wanted(steps=frozenset({written.step_id, "none"})))
+    assert state.steps == {written.step_id: written, BLOCK: block(RUN), "none": None}
+
+
+async def test_a_run_is_read_as_it_was_written(storage: Storage) -> None:
+    new = run(RUN, reply=ReplyAddress("replies", "c"))
+    await add_run(storage, run_id=uuid4())
+    await write(storage, RUN, changes(new=new, input={"b": 1, "a": [2]}))
+    assert (await seen(storage, RUN)).run == new
+    assert await values(storage) == RunValues({"b": 1, "a": [2]}, None, None)
+
+
+async def test_a_run_that_does_not_exist_is_known_as_absent(storage: Storage) -> None:
+    state = await seen(storage, RUN, Wanted(run_values=True, steps=frozenset({"one"}), outcomes=frozenset({"one"})))
+    assert (state.run, state.run_values, state.steps, state.outcomes) == (None, None, {"one": None}, {"one": None})
+
+
+async def test_the_end_of_a_run_is_kept(storage: Storage) -> None:
+    new = await add_run(storage, run_id=RUN, input=5)
+    ended = replace(
+        new, status=RunStatus.COMPLETED, finished_at=LATER, output={"z": 1, "a": None}, reply=ReplyAddress("late", None)
+    )
+    await write(storage, RUN, changes(ended=ended))
+    assert (await seen(storage, RUN)).run == replace(ended, output=None)
+    assert await values(storage) == RunValues(5, {"z": 1, "a": None}, None)
+
+
+async def test_a_run_may_fail_in_the_session_that_creates_it(storage: Storage) -> None:
+    await add_run(storage, run_id=uuid4())
+    new = run(RUN)
+    await write(storage, RUN, changes(new=new, ended=replace(new, status=RunStatus.FAILED, error=ERROR)))
+    found = (await seen(storage, RUN)).run
+    assert found is not None
+    assert found.status is RunStatus.FAILED
+    assert await values(storage) == RunValues(None, None, ERROR)
+
+
+async def test_later_changes_of_a_run_leave_its_output_and_error_as_they_were(storage: Storage) -> None:
+    new = await add_run(storage, run_id=RUN)
+    ended = replace(new, status=RunStatus.COMPLETED, finished_at=LATER, output=7, error=ERROR)
+    await write(storage, RUN, changes(ended=ended))
+    told = replace(ended, status=RunStatus.FAILED, reply=ReplyAddress("other", "c"), output=None, error=None)
+    await write(storage, RUN, changes(ended=told))
+    assert await values(storage) == RunValues(None, 7, ERROR)
+    assert (await seen(storage, RUN)).run == told
+
+
+async def test_an_update_leaves_alone_what_never_changes(storage: Storage) -> None:
+    before = replace(queued(RUN, 2, input={"x": 1}), timeout_seconds=3.0)
+    await add_run(storage, block(RUN, max_parallelism=None), before, run_id=RUN)
+    other: dict[str, Any] = {
+        "parent_step_id": "b", "branch_name": "b", "position": 9, "agent_name": "b", "timeout_seconds": 9.0,
+    }  # fmt: skip
+    changed: dict[str, Any] = {
+        "status": StepStatus.RUNNING, "attempt": 2, "task_id": uuid4(), "worker_id": "w", "queued_at": LATER,
+        "started_at": LATER, "heartbeat_at": LATER, "finished_at": LATER, "due_at": LATER,
+    }  # fmt: skip
+    update = replace(before, input=None, created_at=LATER, **other, **changed)
+    counters = Branches(total=9, open=1, failed=2, dispatched=3, passed=4, max_parallelism=9)
+    await write(storage, RUN, changes(changed=[update, replace(block(RUN), branches=counters)]))
+    state = await seen(storage, RUN, Wanted(steps=frozenset({before.step_id})))
+    assert state.steps[before.step_id] == replace(before, **changed)
+    found = state.steps[BLOCK]
+    assert found is not None
+    assert found.branches == replace(counters, total=4, max_parallelism=None)
+
+
+async def test_an_update_of_a_row_that_is_not_there_does_nothing(storage: Storage) -> None:
+    await add_run(storage, run_id=RUN)
+    await write(storage, RUN, changes(changed=[step(RUN, "one")], ended=run(), joins=[(RUN, "two")]))
+    assert (await seen(storage, RUN, Wanted(steps=frozenset({"one"})))).steps == {"one": None}
+
+
+async def test_later_changes_of_a_step_leave_its_output_and_error_as_they_were(storage: Storage) -> None:
+    await add_run(storage, step(RUN, "one"), run_id=RUN)
+    await write(storage, RUN, changes(changed=[step(RUN, "one", COMPLETED, output=[1], error=ERROR)]))
+    await write(storage, RUN, changes(changed=[step(RUN, "one", FAILED)]))
+    assert await outcome(storage, "one") == StepOutcome(FAILED, [1], ERROR.model_dump())
+
+
+async def test_only_what_is_completed_has_an_output(storage: Storage) -> None:
+    await add_run(storage, step(RUN, "one", FAILED, output=1), run_id=RUN)
+    await write(storage, RUN, changes(changed=[step(RUN, "one", FAILED, output=2)]))
+    assert await outcome(storage, "one") == StepOutcome(FAILED, None, None)
+
+
+async def test_values_are_kept_to_the_letter(storage: Storage) -> None:
+    output = {"z": 10**40, "a": {"y": 1.0, "b": '\u2028 \\ " ö'}, "": [[], {}, False]}
+    await add_run(storage, step(RUN, "one", COMPLETED, output=output), run_id=RUN)
+    found = await outcome(storage, "one")
+    assert found is not None
+    assert json.dumps(found.output) == json.dumps(output)
+
+
+async def test_values_are_nobodys_objects(storage: Storage) -> None:
+    given = {"list": [1]}
+    await add_run(storage, step(RUN, "one", input=given), run_id=RUN, input=given)
+    given["list"].append(2)
+    for _ in range(2):
+        state = await seen(storage, RUN, Wanted(steps=frozenset({"one"}), run_values=True))
+        found, run_values = state.steps["one"], state.run_values
+        assert found is not None
+        assert run_values is not None
+        assert found.input == run_values.input == {"list": [1]}
+        found.input["list"].append(3)
+        run_values.input["list"].append(4)
+
+
+async def test_a_join_puts_the_outputs_of_completed_branches_together_in_the_order_of_the_definition(
+    storage: Storage,
+) -> None:
+    output = await joined(
+        storage,
+        branch(RUN, 3, COMPLETED, output={"b": 1, "a": 2}),
+        branch(RUN, 1, FAILED, error=ERROR),
+        branch(RUN, 2, COMPLETED, output=None),
+        branch(RUN, 0, COMPLETED, output="first"),
+        step(RUN, "beside", COMPLETED, output="not a branch"),
+    )
+    assert list(output.items()) == [("z-0", "first"), ("x-2", None), ("w-3", {"b": 1, "a": 2})]
+    assert list(output["w-3"]) == ["b", "a"]
+
+
+async def test_a_join_of_nothing_is_an_empty_object(storage: Storage) -> None:
+    assert await joined(storage, branch(RUN, 0, FAILED, error=ERROR)) == {}
+
+
+async def test_a_join_sees_what_the_same_session_writes(storage: Storage) -> None:
+    stored = [branch(RUN, 1, QUEUED), branch(RUN, 3, COMPLETED, output=3), branch(RUN, 4, COMPLETED, output=4)]
+    await add_run(storage, block(RUN), *stored, run_id=RUN)
+    new = [branch(RUN, 2, COMPLETED, output=2), branch(RUN, 0, COMPLETED, output=0)]
+    changed = [branch(RUN, 1, COMPLETED, output=1), branch(RUN, 4, FAILED), replace(block(RUN), status=COMPLETED)]
+    await write(storage, RUN, changes(*new, changed=changed, joins=[(RUN, BLOCK)]))
+    found = await outcome(storage, BLOCK)
+    assert found is not None
+    assert list(found.output.items()) == [("z-0", 0), ("y-1", 1), ("x-2", 2), ("w-3", 3)]
+
+
+async def test_cancelling_takes_what_is_open_and_leaves_what_is_over(storage: Storage) -> None:
+    over = branch(RUN, 0, COMPLETED, output=1, attempt=1, finished_at=TIME, due_at=None)
+    open_steps = [queued(RUN, 1, due_at=LATER), branch(RUN, 2)]
+    await add_run(storage, block(RUN, dispatched=1, open=3), over, *open_steps, step(RUN, "one", FAILED), run_id=RUN)
+    async with storage.session() as session:
+        await look(session, RUN)
+        await session.write(changes(step(RUN, "new", StepStatus.RUNNING, attempt=4)))
+        cancelled = await session.cancel_open_steps(RUN, LATER)
+    assert sorted(cancelled, key=lambda one: one.step_id) == [
+        CancelledStep(BLOCK, None, None, 0),
+        CancelledStep("new", None, None, 4),
+        CancelledStep("x-2", BLOCK, "x-2", 0),
+        CancelledStep("y-1", BLOCK, "y-1", 1),
+    ]
+    state = await seen(storage, RUN, Wanted(steps=frozenset({"z-0", "y-1", "one", "new"})))
+    end: dict[str, Any] = {"status": StepStatus.CANCELLED, "finished_at": LATER}
+    assert state.steps["z-0"] == replace(over, output=None)
+    assert state.steps["y-1"] == replace(open_steps[0], due_at=None, **end)
+    assert state.steps[BLOCK] == replace(block(RUN, open=0), **end)
+    assert await storage.overdue_attempts(10) == []
+
+
+@pytest.mark.parametrize("constraint", ["step_executions_pkey", "uq_step_executions_task_id"])
+async def test_a_row_that_is_there_already_is_a_bug_and_not_bad_luck(storage: Storage, constraint: str) -> None:
+    there = queued(RUN, 0)
+    await add_run(storage, block(RUN), there, run_id=RUN)
+    same_key = constraint == "step_executions_pkey"
+    twin = branch(RUN, 0) if same_key else replace(queued(RUN, 1), task_id=there.task_id)
+    with pytest.raises(asyncpg.UniqueViolationError) as raised:
+        await write(storage, RUN, changes(twin))
+    assert raised.value.constraint_name == constraint
+    assert not is_transient(raised.value)
+
+
+@pytest.mark.parametrize("missing", ["run", "definition"])
+async def test_a_row_that_points_nowhere_is_refused(storage: Storage, missing: str) -> None:
+    bad = changes(step(RUN, "one")) if missing == "run" else changes(new=run(RUN, definition_id="none"))
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        await write(storage, RUN, bad)

@@ -1,0 +1,81 @@
+"""Attempts that somebody should look at: overdue ones, and silent ones; and branches that are over."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+from uuid import UUID
+
+from orchestrator.engine.inputs import AttemptOverdue, TaskMissing
+from orchestrator.engine.records import StepExecution
+from orchestrator.storage.silent import PATIENCE_WITH_WORKERS, Silence, SilentAttempt
+from schemas.statuses import StepStatus
+from tests.simulation.storage.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    agent_name: str
+    task_id: UUID
+    step: StepExecution
+    queued_at: datetime
+    last_sign: datetime
+    is_unclaimed: bool
+    is_silent: bool
+
+
+async def branches_over(transaction: Transaction, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
+    """Return those of *step_ids* that are final."""
+    rows = (transaction.step((run_id, step_id)) for step_id in step_ids)
+    return frozenset(row.record.step_id for row in rows if row is not None and row.record.status.is_final)
+
+
+async def overdue_attempts(transaction: Transaction, limit: int) -> Sequence[AttemptOverdue]:
+    """Return attempts that are overdue, the longest first."""
+    tables = transaction.tables
+    overdue = sorted((due_at, key) for key, due_at in tables.due.items() if due_at <= transaction.now)
+    # A row that is due has a task: it gets its due time from the start of an attempt.
+    tasks = ((key, tables.steps[key].record.task_id) for _, key in overdue[:limit])
+    return [AttemptOverdue(*key, task_id) for key, task_id in tasks if task_id is not None]
+
+
+async def count_silent(transaction: Transaction, seconds: float) -> Sequence[Silence]:
+    """Return the agents that have attempts without a sign of life for *seconds*, by name."""
+    attempts = sorted(_open_attempts(transaction, seconds), key=lambda attempt: attempt.agent_name)
+    silences = (_silence(name, list(some)) for name, some in groupby(attempts, lambda attempt: attempt.agent_name))
+    return [silence for silence in silences if silence.silent]
+
+
+async def oldest_silent(
+    transaction: Transaction, agent_name: str, seconds: float, limit: int
+) -> Sequence[SilentAttempt]:
+    """Return up to *limit* silent attempts of an agent; what nobody has claimed comes first, then the oldest."""
+    attempts = _open_attempts(transaction, seconds)
+    silent = [attempt for attempt in attempts if attempt.is_silent and attempt.agent_name == agent_name]
+    silent.sort(key=lambda attempt: (not attempt.is_unclaimed, attempt.queued_at, attempt.task_id))
+    return [
+        SilentAttempt(
+            TaskMissing(attempt.step.run_id, attempt.step.step_id, attempt.task_id, attempt.last_sign),
+            transaction.now - attempt.last_sign,
+        )
+        for attempt in silent[:limit]
+    ]
+
+
+def _silence(agent_name: str, attempts: Sequence[_Open]) -> Silence:
+    silent = sum(attempt.is_silent for attempt in attempts)
+    fresh = sum(attempt.is_unclaimed and not attempt.is_silent for attempt in attempts)
+    return Silence(agent_name, silent, fresh)
+
+
+def _open_attempts(transaction: Transaction, seconds: float) -> Iterator[_Open]:
+    """Yield the open attempts of running runs whose tasks have left the outbox."""
+    unsent = {entry.row.task_id for entry in transaction.messages()}
+    for step in transaction.tables.open_attempts():
+        if step.agent_name is None or step.task_id is None or step.queued_at is None or step.task_id in unsent:
+            continue
+        is_unclaimed = step.status is StepStatus.QUEUED
+        last_sign = max(step.queued_at, step.heartbeat_at or step.queued_at)
+        patience = timedelta(seconds=seconds * (1 if is_unclaimed else PATIENCE_WITH_WORKERS))
+        is_silent = last_sign <= transaction.now - patience
+        yield _Open(step.agent_name, step.task_id, step, step.queued_at, last_sign, is_unclaimed, is_silent)

@@ -1,0 +1,116 @@
+"""What a session writes, in the order in which the statements of Postgres do."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+
+from orchestrator.engine.inputs import RunRequested
+from orchestrator.engine.records import Run, StepExecution
+from orchestrator.storage.changes import Changes, GateRow, OutboxRow
+from orchestrator.storage.writes import GATE_LEASE_SECONDS, CancelledStep
+from schemas.codec import dump_json
+from schemas.statuses import StepStatus
+from tests.simulation.storage.rows import (
+    HeldGate,
+    QueuedMessage,
+    inserted_run,
+    inserted_step,
+    updated_run,
+    updated_step,
+)
+from tests.simulation.storage.transaction import Transaction, violated
+
+
+async def write(transaction: Transaction, changes: Changes) -> None:
+    """Write what was collected."""
+    for run_id in sorted(changes.new_runs):
+        await _insert_run(transaction, *changes.new_runs[run_id])
+    for step in changes.new_steps.values():
+        _insert_step(transaction, step)
+    for run in changes.changed_runs.values():
+        _update_run(transaction, run)
+    for step in changes.changed_steps.values():
+        _update_step(transaction, step)
+    for run_id, block_id in changes.joins:
+        _join(transaction, run_id, block_id)
+    for gate in changes.gates:
+        _insert_gate(transaction, gate)
+    for row, delay in changes.outbox:
+        insert_message(transaction, row, delay)
+
+
+def cancel_open_steps(transaction: Transaction, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
+    """Cancel whatever of the run is not final; return what that was."""
+    cancelled = []
+    for row in list(transaction.steps(run_id)):
+        step = row.record
+        if not step.status.is_final:
+            transaction.put_step(row.cancelled(now))
+            cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt))
+    return cancelled
+
+
+def insert_message(transaction: Transaction, row: OutboxRow, delay: float) -> None:
+    """Put a message into the outbox; a sweeper may send it after *delay* seconds."""
+    if transaction.message(row.message_id) is not None:
+        raise violated("outbox_pkey", row.message_id)
+    due_at = transaction.now + timedelta(seconds=delay)
+    transaction.changes.outbox[row.message_id] = QueuedMessage(row, transaction.now, due_at)
+
+
+async def _insert_run(transaction: Transaction, run: Run, request: RunRequested) -> None:
+    await transaction.lock("run", run.id)  # who inserts the same just now must end first
+    if transaction.run(run.id) is not None:
+        raise violated("runs_pkey", run.id)
+    if run.definition_id not in transaction.tables.definitions:
+        raise asyncpg.ForeignKeyViolationError(f"there is no definition {run.definition_id} for run {run.id}")
+    transaction.changes.runs[run.id] = inserted_run(run, request)
+
+
+def _update_run(transaction: Transaction, run: Run) -> None:
+    row = transaction.run(run.id)
+    if row is not None:
+        transaction.changes.runs[run.id] = updated_run(row, run)
+
+
+def _insert_step(transaction: Transaction, step: StepExecution) -> None:
+    key = (step.run_id, step.step_id)
+    _require_run(transaction, step.run_id)
+    if transaction.step(key) is not None:
+        raise violated("step_executions_pkey", key)
+    transaction.put_step(inserted_step(step))
+
+
+def _update_step(transaction: Transaction, step: StepExecution) -> None:
+    row = transaction.step((step.run_id, step.step_id))
+    if row is not None:
+        transaction.put_step(updated_step(row, step))
+
+
+def _join(transaction: Transaction, run_id: UUID, block_id: str) -> None:
+    block = transaction.step((run_id, block_id))
+    if block is None:
+        return
+    outputs = [
+        f"{dump_json(row.record.step_id)}:{row.output}"
+        for row in transaction.branches(run_id, block_id)
+        if row.record.status is StepStatus.COMPLETED and row.output is not None
+    ]
+    transaction.put_step(replace(block, output="{" + ",".join(outputs) + "}"))
+
+
+def _insert_gate(transaction: Transaction, gate: GateRow) -> None:
+    key = (gate.run_id, gate.block_id)
+    _require_run(transaction, gate.run_id)
+    if transaction.gate(key) is not None:
+        raise violated("gates_pkey", key)
+    lease_until = transaction.now + timedelta(seconds=GATE_LEASE_SECONDS)
+    transaction.changes.gates[key] = HeldGate(*key, gate.max_parallelism, gate.holder, lease_until)
+
+
+def _require_run(transaction: Transaction, run_id: UUID) -> None:
+    if transaction.run(run_id) is None:
+        raise asyncpg.ForeignKeyViolationError(f"there is no run {run_id}")
