@@ -10,6 +10,7 @@ from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
 from agent_worker.attempts import Attempt, Held, by_consumer
 from agent_worker.desk import Desk
+from messaging.crash_points import reach
 from messaging.port import BrokerUnavailable, Consumer, DeadLetterReason, Delivery
 from schemas.codec import decode
 from schemas.errors import MessageRefused
@@ -50,8 +51,10 @@ class AgentConsumer:
                 self._take(delivery)
 
     async def give_back_waiting(self) -> None:
-        """Return what has not started to the queue, and start nothing more."""
+        """Take and start nothing more, and return what has not started: others can have it at once."""
         self._draining = True
+        # First: the broker would hand what is given back to us again.
+        await self._consumer.cancel()
         unstarted = [attempt for attempt in self._unsettled if attempt.untouched]
         for running, attempt in self._running.items():
             if attempt.untouched:
@@ -93,6 +96,7 @@ class AgentConsumer:
         attempt = self._desk.admit(task, Held(self._consumer, delivery), self._settled)
         if attempt is None:
             return
+        reach("worker.task_taken", task.agent_name)
         self._unsettled.add(attempt)
         self._idle.clear()
         if attempt.answer is not None:

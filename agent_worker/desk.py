@@ -22,6 +22,7 @@ from agent_worker.pulse import AttemptPulse, PulseTiming
 from agent_worker.registry import Agent, AgentRegistry
 from agent_worker.reporter import Report, Reporter
 from agent_worker.reports import ReportWriter
+from messaging.crash_points import reach
 from messaging.port import Broker
 from schemas.messages import AgentTask
 from schemas.statuses import ReportStatus
@@ -137,7 +138,10 @@ class Desk:
             self._finish(attempt, _unknown_agent(attempt.task, self._registry))
             return
         attempt.start()
-        self._finish(attempt, await self._outcome(agent, attempt))
+        reach("worker.agent_started", agent.name)
+        outcome = await self._outcome(agent, attempt)
+        reach("worker.agent_ended", agent.name)
+        self._finish(attempt, outcome)
 
     async def _outcome(self, agent: Agent, attempt: Attempt) -> Outcome:
         pulse = AttemptPulse(lambda status: self._sign_of_life(attempt, status), self._timing)

@@ -16,6 +16,7 @@ from tenacity import AsyncRetrying, retry_if_result, wait_random_exponential
 
 from agent_worker.attempts import Attempt, Held, by_consumer
 from agent_worker.reports import REPORT_TYPE
+from messaging.crash_points import reach
 from messaging.port import Broker, BrokerError, OutgoingMessage, PublishOutcome
 from messaging.topology import RESULTS_EXCHANGE, result_key
 
@@ -72,7 +73,9 @@ class Reporter:
         """Send what waits and settle what is confirmed; return whether results must be sent again after a pause."""
         self._wanted.clear()
         reports, self._waiting = self._waiting, []
+        reach("worker.before_publish", reports)
         outcomes = await self._broker.publish([self._message(report) for report in reports])
+        reach("worker.published", reports)
         results = [(report, outcome) for report, outcome in zip(reports, outcomes, strict=True) if report.final]
         await self._settle([report for report, outcome in results if outcome is PublishOutcome.CONFIRMED])
         failed = [(report, outcome) for report, outcome in results if outcome is not PublishOutcome.CONFIRMED]
@@ -93,6 +96,7 @@ class Reporter:
         for report in ended:
             self._confirmed(report)
         await _ack(held for report in ended for held in report.attempt.held)
+        reach("worker.acked", ended)
         for report in ended:
             report.attempt.on_settled(report.attempt)
 

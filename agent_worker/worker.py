@@ -11,6 +11,7 @@ from agent_worker.desk import Desk
 from agent_worker.errors import NoAgents
 from agent_worker.options import WorkerOptions
 from agent_worker.registry import AgentRegistry
+from messaging.health import Health, HealthBook
 from messaging.port import Broker, ConsumerClosed, Queue, QueueMissing
 from messaging.topology import DEAD_LETTERS_EXCHANGE, EXCHANGES, RESULTS_EXCHANGE, TASKS_EXCHANGE, agent_queue
 
@@ -38,6 +39,7 @@ class Worker:
         self._registry = registry
         self._options = options if options is not None else WorkerOptions()
         self._desk = Desk(broker, registry, self._options)
+        self._book = HealthBook()
         self._consumers: list[AgentConsumer] = []
         self._loops: list[asyncio.Task[None]] = []
         self._receiving: list[asyncio.Task[None]] = []  # those of the loops that take tasks
@@ -65,6 +67,11 @@ class Worker:
         finally:
             await self.close()
 
+    def health(self) -> Health:
+        """Return what of this worker does not work right now."""
+        self._book.look_at(self._broker)
+        return self._book.health
+
     async def start(self) -> None:
         """Declare or check the queues, and consume them.
 
@@ -79,6 +86,7 @@ class Worker:
             await self._broker.connect()
         queues = [agent_queue(name) for name in self._registry.names]
         await (self._declare(queues) if self._options.declare else self._check(queues))
+        self._run(self._book.watch(self._broker))
         self._run(self._desk.reporter.run())
         await self._desk.colleagues.start(self._registry.names)
         self._run(self._desk.colleagues.run())
@@ -168,7 +176,7 @@ class Worker:
 async def _drain(consumer: AgentConsumer) -> None:
     await consumer.give_back_waiting()
     await consumer.drained()
-    await consumer.close()  # at once: the broker may have handed out more meanwhile
+    await consumer.close()
 
 
 async def _unless(event: asyncio.Event, duty: Coroutine[Any, Any, None]) -> bool:

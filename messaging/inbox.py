@@ -47,6 +47,12 @@ class Inbox:
         """Forget what waits: its channel is gone, so the broker delivers it again."""
         self._waiting.clear()
 
+    def drain(self) -> list[Delivery]:
+        """Close, and return what nobody has taken."""
+        left = list(self._waiting)
+        self.close()
+        return left
+
     def close(self) -> None:
         """Forget what waits and let every present and later `take` raise ConsumerClosed."""
         self._closed = True

@@ -156,7 +156,7 @@ class Consumer(Protocol):
         """Wait until something has arrived, then return it all, at most *limit*, in order.
 
         Raises:
-            ConsumerClosed: `close` was called.
+            ConsumerClosed: `cancel` or `close` was called.
         """
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -170,6 +170,13 @@ class Consumer(Protocol):
 
         Raises:
             BrokerUnavailable: The dead letter was not confirmed; the delivery stays unsettled.
+        """
+
+    async def cancel(self) -> None:
+        """Take nothing more; repeating it is harmless.
+
+        What has arrived and was not received goes back at once, for others. What was received stays unsettled, and can
+        be settled until `close`. From now on `receive` raises ConsumerClosed.
         """
 
     async def close(self) -> None:
@@ -203,10 +210,17 @@ class Broker(Protocol):
     async def delete_queue(self, name: str) -> None:
         """Delete the queue with what it holds; nothing happens where there is none."""
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> Sequence[PublishOutcome]:
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, timeout: float | None = None
+    ) -> Sequence[PublishOutcome]:
         """Send all *messages*, pipelined, and return the outcome of each, in the same order.
 
-        It never raises for the broker's sake: what is not known to have arrived is UNKNOWN.
+        It never raises for the broker's sake: what is not known to have arrived is UNKNOWN. Once it has returned, or
+        was cancelled, nothing is written any more: a message that waited for a connection never leaves.
+
+        Args:
+            messages: In the order in which they are to arrive.
+            timeout: Seconds after which it returns; the adapter's own, if left out.
         """
 
     async def consume(self, queue: Queue, *, prefetch: int) -> Consumer:

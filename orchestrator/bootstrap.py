@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import structlog
@@ -21,6 +21,7 @@ from orchestrator.storage.schema import check_schema
 
 log = structlog.get_logger(__name__)
 
+CLOSE_SECONDS: Final = 5.0
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -52,6 +53,7 @@ async def running_replica(settings: Settings, database: Database, broker: Broker
         settings.replica_id,
         unknown_agent_after=settings.unknown_agent_after,
         silent_after=settings.silent_after,
+        drain_timeout=settings.drain_timeout,
     )
     await replica.start()
     try:
@@ -78,7 +80,7 @@ async def serve(settings: Settings) -> None:
             await _first(asyncio.ensure_future(replica.failed()), stop)
     finally:
         await broker.close()
-        await database.close()
+        await _close(database)
 
 
 async def wait_for_schema(database: Database) -> None:
@@ -86,7 +88,7 @@ async def wait_for_schema(database: Database) -> None:
 
     def unreachable(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
-        if state.attempt_number in {1, 10} or state.attempt_number % 60 == 0:
+        if state.attempt_number == 1:
             log.warning("Postgres cannot be reached; waiting for it", action="database_awaited", error=str(error))
 
     async for attempt in AsyncRetrying(
@@ -97,6 +99,13 @@ async def wait_for_schema(database: Database) -> None:
     ):
         with attempt:
             await check_schema(database.engine)
+
+
+async def _close(database: Database) -> None:
+    """Close the pool, which waits for its connections; those whose server does not answer end with the process."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await database.close()
 
 
 def _stop_on_signals() -> asyncio.Event:

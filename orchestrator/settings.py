@@ -37,6 +37,9 @@ class Settings(ServiceSettings):
         30.0,
         description="Seconds without a sign of life after which a task that its queue does not hold is sent again.",
     )
+    drain_timeout: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="Seconds to finish what is under way after SIGTERM."
+    )
     max_message_bytes: Annotated[int, Field(ge=1_024)] = Field(
         MAX_MESSAGE_BYTES, description="The broker's limit for one message."
     )

@@ -80,7 +80,9 @@ class MemoryBroker:
         await self._turn()
         self.server.delete_queue(name, self)
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> Sequence[PublishOutcome]:
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, timeout: float | None = None
+    ) -> Sequence[PublishOutcome]:
         """Put each message where it belongs; all are UNKNOWN while the server is stopped."""
         for message in messages:
             check_addressable(message)
@@ -126,6 +128,12 @@ class MemoryBroker:
             consumer.interrupt()
         self.server.close_connection(self)
         self.restore_soon()
+
+    def die(self) -> None:
+        """Vanish as a killed process does: what is unsettled returns to its queue, and nothing is restored."""
+        self._wanted = False
+        self.drop_connection()
+        self.server.detach(self)
 
     def restore_soon(self) -> None:
         """Reconnect and restore consumers in the next turn of the event loop, where there is anything to restore."""

@@ -28,6 +28,7 @@ class MemoryConsumer:
         self._inbox = Inbox(queue.name)
         self._channel = 0
         self._subscription: Subscription | None = None
+        self._cancelled = False
         self.consumer_timeout: float | None = None  # this broker has none
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
@@ -49,6 +50,14 @@ class MemoryConsumer:
         message = dead_letter(delivery, reason, serial=serial, at=self._server.wall_clock())
         require_confirmed(await self._broker.publish_dead_letter(message), delivery)
         await self.ack([delivery])
+
+    async def cancel(self) -> None:
+        """Take nothing more; what was not received goes back at once."""
+        self._cancelled = True
+        left = self._inbox.drain()
+        if self._subscription is not None:
+            self._server.cancel(self._queue.name, self._subscription)
+        self._settle(left, requeue=True)
 
     async def close(self) -> None:
         """Stop; everything unsettled goes back to the queue at once."""
@@ -78,7 +87,7 @@ class MemoryConsumer:
 
     def restore(self) -> None:
         """Start again, unless it runs; where the queue has other properties by now, wait for the next occasion."""
-        if self._subscription is not None:
+        if self._subscription is not None or self._cancelled:
             return
         try:
             self.start()

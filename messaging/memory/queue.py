@@ -37,6 +37,11 @@ class Subscription:
         self.held: dict[int, StoredMessage] = {}
 
     @property
+    def ended(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._ended
+
+    @property
     def has_room(self) -> bool:
         """Whether the window allows one more delivery."""
         return not self._ended and (not self._prefetch or len(self.held) < self._prefetch)
@@ -89,7 +94,7 @@ class MemoryQueue:
     @property
     def depth(self) -> QueueDepth:
         """What the queue holds right now."""
-        return QueueDepth(ready=len(self._fresh) + len(self._returned), consumers=len(self.subscriptions))
+        return QueueDepth(ready=len(self._fresh) + len(self._returned), consumers=self._consumers())
 
     @property
     def unsettled(self) -> int:
@@ -107,6 +112,11 @@ class MemoryQueue:
         self.subscriptions[subscription] = None
         self._hungry.append(subscription)
         self._dispatch()
+
+    def cancel(self, subscription: Subscription, now: float) -> None:
+        """Let *subscription* keep what it holds, and give it nothing more."""
+        subscription.end()
+        self.unused_since = now
 
     def unsubscribe(self, subscription: Subscription, now: float) -> None:
         """End *subscription*; what it holds returns and goes to the others."""
@@ -128,6 +138,9 @@ class MemoryQueue:
             self._hungry.append(subscription)
         self._dispatch()
         return len(released)
+
+    def _consumers(self) -> int:
+        return sum(not subscription.ended for subscription in self.subscriptions)
 
     def _put_back(self, messages: Iterable[StoredMessage]) -> None:
         for stored in messages:

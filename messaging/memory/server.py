@@ -178,6 +178,13 @@ class MemoryServer:
             self._delete(queue)  # exclusive queues are declared auto-delete
         self._watch_expiry(queue)
 
+    def cancel(self, name: str, subscription: Subscription) -> None:
+        """Hand nothing more to *subscription*; what it holds stays with it."""
+        queue = self._queues.get(name)
+        if queue is not None and subscription in queue.subscriptions:
+            queue.cancel(subscription, self._now())
+            self._watch_expiry(queue)
+
     def settle(self, name: str, subscription: Subscription, tags: Iterable[int], *, requeue: bool) -> int:
         """Settle what *subscription* holds under *tags*; return how many those were."""
         queue = self._queues.get(name)
@@ -232,7 +239,7 @@ class MemoryServer:
 
     def _watch_expiry(self, queue: MemoryQueue) -> None:
         expires = queue.definition.expires
-        if expires is not None and not queue.subscriptions:
+        if expires is not None and not queue.depth.consumers:
             due = queue.unused_since + expires.total_seconds()
             heapq.heappush(self._expiries, (due, self.next_serial(), queue))
 
@@ -247,7 +254,7 @@ class MemoryServer:
         return (
             expires is not None
             and self._queues.get(queue.definition.name) is queue
-            and not queue.subscriptions
+            and not queue.depth.consumers
             and queue.unused_since + expires.total_seconds() <= due
         )
 

@@ -24,10 +24,11 @@ from messaging.port import (
     QueueDepth,
 )
 from messaging.rabbitmq.backoff import backoff
-from messaging.rabbitmq.connection import Connection, Session
+from messaging.rabbitmq.connection import Connection, Session, address_of
 from messaging.rabbitmq.consumer import RabbitmqConsumer
 from messaging.rabbitmq.declaration import delete_queue, ensure_exchange, ensure_queue, read_depth
 from messaging.rabbitmq.failures import ChannelLost
+from messaging.rabbitmq.outage import Outage
 from messaging.rabbitmq.publisher import Publisher
 
 log = structlog.get_logger(__name__)
@@ -63,9 +64,14 @@ class RabbitmqBroker:
     ) -> None:
         parsed = _parse_url(url)
         self._max_message_bytes = max_message_bytes
-        self._publishing = Connection(parsed, name=f"{name} publish", heartbeat=heartbeat)
+        outage = Outage(address_of(parsed))
+        self._publishing = Connection(parsed, name=f"{name} publish", heartbeat=heartbeat, outage=outage)
         self._consuming = Connection(
-            parsed, name=f"{name} consume", heartbeat=heartbeat, on_connected=self._declare_exchanges_again
+            parsed,
+            name=f"{name} consume",
+            heartbeat=heartbeat,
+            outage=outage,
+            on_connected=self._declare_exchanges_again,
         )
         self._publisher = Publisher(self._publishing, timeout=publish_timeout)
         self._consumers: dict[RabbitmqConsumer, None] = {}
@@ -110,7 +116,9 @@ class RabbitmqBroker:
         """Delete the queue, if it is there."""
         await self._with_session(partial(delete_queue, name=name))
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> Sequence[PublishOutcome]:
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, timeout: float | None = None
+    ) -> Sequence[PublishOutcome]:
         """Send all *messages* and return the outcome of each. Raises only for what no broker could send.
 
         Raises:
@@ -119,7 +127,7 @@ class RabbitmqBroker:
         for message in messages:
             check_addressable(message)
         sendable = [message for message in messages if len(message.body) <= self._max_message_bytes]
-        outcomes = await self._publisher.publish(sendable)
+        outcomes = await self._publisher.publish(sendable, timeout=timeout)
         if len(sendable) == len(messages):
             return outcomes
         answers = iter(outcomes)

@@ -19,8 +19,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from yarl import URL
 
 from messaging.port import BrokerUnavailable
-from messaging.rabbitmq.backoff import Pauses, backoff, failure_text, is_worth_a_line
+from messaging.rabbitmq.backoff import Pauses, backoff
 from messaging.rabbitmq.failures import ChannelLost, ConnectionRefused, connecting, reason, using_channel
+from messaging.rabbitmq.outage import Outage
 from messaging.rabbitmq.tolerance import tolerate_unreadable_properties
 from messaging.rabbitmq.transport import DroppableTransport
 from messaging.rabbitmq.writer import FrameWriter
@@ -65,12 +66,16 @@ class Connection:
         url: Where to connect, password included; it is never shown.
         name: Shown in RabbitMQ's management and in our logs.
         heartbeat: Seconds; about three times as long until a dead peer is noticed.
+        outage: Tells of lost connections, together with the client's other one.
         on_connected: Called with each new session before anybody else gets it.
     """
 
-    def __init__(self, url: URL, *, name: str, heartbeat: int, on_connected: OnConnected | None = None) -> None:
+    def __init__(
+        self, url: URL, *, name: str, heartbeat: int, outage: Outage, on_connected: OnConnected | None = None
+    ) -> None:
         self._url = url.update_query(heartbeat=heartbeat)
         self._name = name
+        self._outage = outage
         self._on_connected = on_connected
         self._session: Session | None = None
         self._transport = DroppableTransport()
@@ -92,7 +97,7 @@ class Connection:
     @property
     def address(self) -> str:
         """Host, port and vhost, for messages."""
-        return f"{self._url.host}:{self._url.port or self._default_port} (vhost {self._url.path.lstrip('/') or '/'})"
+        return address_of(self._url)
 
     async def start(self) -> None:
         """Connect, and keep trying until it works. Raises ConnectionRefused where waiting does not help."""
@@ -106,6 +111,7 @@ class Connection:
         except BaseException:
             self._started = False
             raise
+        self._outage.connected(self._name)
         log.info("Connected to the broker", action="broker_connected", connection=self._name, broker=self.address)
         self._keeper = asyncio.create_task(self._keep(opened), name=f"keep {self._name}")
 
@@ -130,10 +136,6 @@ class Connection:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
 
-    @property
-    def _default_port(self) -> int:
-        return 5671 if self._url.scheme == "amqps" else 5672
-
     async def _keep(self, opened: aio_pika.Connection) -> None:
         pauses = Pauses()
         while True:
@@ -143,23 +145,11 @@ class Connection:
             finally:
                 await self._dispose(opened)
             lost_at = time.monotonic()
-            log.warning(
-                "The connection to the broker was lost; reconnecting",
-                action="broker_connection_lost",
-                connection=self._name,
-                broker=self.address,
-                reason=why,
-            )
+            self._outage.lost(self._name, why)
             # Never at once: a broker that restarts gets all its clients back at the same time.
             await asyncio.sleep(pauses.after(lost_at - opened_at))
             opened = await self._connect(endless=True)
-            log.info(
-                "The connection to the broker is restored",
-                action="broker_connection_restored",
-                connection=self._name,
-                broker=self.address,
-                seconds=round(time.monotonic() - lost_at, 1),
-            )
+            self._outage.connected(self._name)
 
     async def _connect(self, *, endless: bool) -> aio_pika.Connection:
         def helps(error: BaseException) -> bool:
@@ -223,14 +213,15 @@ class Connection:
         too_long.cancel()
 
     def _log_failure(self, state: RetryCallState) -> None:
-        if is_worth_a_line(state):
-            log.warning(
-                "The broker cannot be reached; trying again",
-                action="broker_unreachable",
-                connection=self._name,
-                attempt=state.attempt_number,
-                error=failure_text(state),
-            )
+        error = state.outcome.exception() if state.outcome is not None else None
+        assert error is not None, "only failures are tried again"
+        self._outage.unreachable(self._name, error)
+
+
+def address_of(url: URL) -> str:
+    """Return host, port and vhost, for messages: without the password."""
+    port = url.port or (5671 if url.scheme == "amqps" else 5672)
+    return f"{url.host}:{port} (vhost {url.path.lstrip('/') or '/'})"
 
 
 async def close_channel(channel: Channel) -> None:

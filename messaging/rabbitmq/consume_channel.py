@@ -20,7 +20,7 @@ from messaging.port import Delivery
 from messaging.rabbitmq.connection import Session, close_channel
 from messaging.rabbitmq.encoding import decode_delivery
 from messaging.rabbitmq.ending import CANCELLED, Ending, channel_ending
-from messaging.rabbitmq.failures import using_channel
+from messaging.rabbitmq.failures import ChannelLost, using_channel
 from messaging.rabbitmq.settlement import Unsettled
 
 _CLOSE_TIMEOUT: Final = 5.0  # seconds; a broker that does not answer learns of it when the connection ends
@@ -40,6 +40,7 @@ class ConsumeChannel:
         self._unsettled = Unsettled()
         self._cancelled = asyncio.get_running_loop().create_future()
         self._ended = False
+        self._consumer_tag: str | None = None
         channel._on_deliver_frame = self._on_deliver  # type: ignore[method-assign]
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
 
@@ -47,7 +48,21 @@ class ConsumeChannel:
         """Set the window, then consume: AMQP applies it to consumers that start afterwards."""
         with using_channel(f'consuming queue "{self._queue}"'):
             await self._channel.basic_qos(prefetch_count=prefetch)
-            await self._channel.basic_consume(self._queue, self._on_message)
+            started = await self._channel.basic_consume(self._queue, self._on_message)
+        self._consumer_tag = started.consumer_tag
+
+    async def cancel(self) -> None:
+        """End the consumer and keep the channel: what was delivered can still be settled here.
+
+        RabbitMQ answers behind everything that it had sent, so nothing arrives once this has returned. Where it does
+        not answer in time, or the channel ends meanwhile, whatever was delivered comes again.
+        """
+        if self._consumer_tag is None or self._ended:
+            return
+        with suppress(TimeoutError, ChannelLost):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                with using_channel(f'cancelling the consumer of queue "{self._queue}"'):
+                    await self._channel.basic_cancel(self._consumer_tag)
 
     def settle(self, deliveries: Sequence[Delivery], encode: Callable[..., bytes]) -> int:
         """Write what settles *deliveries*; return how many of them this channel still had."""

@@ -19,6 +19,7 @@ from messaging.rabbitmq.consume_channel import ConsumeChannel
 from messaging.rabbitmq.declaration import ensure_queue
 from messaging.rabbitmq.encoding import carriable_headers, encode_ack, encode_requeue
 from messaging.rabbitmq.ending import REMEDY, Ending
+from messaging.rabbitmq.failures import ChannelLost
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ class RabbitmqConsumer:
         self._inbox = Inbox(queue.name)
         self._channel: ConsumeChannel | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._cancelled = asyncio.Event()
         self.consumer_timeout: float | None = None  # see the port
 
     async def start(self) -> None:
@@ -70,6 +72,18 @@ class RabbitmqConsumer:
         message = replace(message, headers=carriable_headers(message.headers))
         require_confirmed(await self._publish_dead_letter(message), delivery)
         await self.ack([delivery])
+
+    async def cancel(self) -> None:
+        """Take nothing more; what was not received goes back at once.
+
+        The channel stays, for what was received. When it is lost no other is opened.
+        """
+        if self._cancelled.is_set():
+            return
+        self._cancelled.set()
+        if self._channel is not None:
+            await self._channel.cancel()
+        await self.requeue(self._inbox.drain())
 
     async def close(self) -> None:
         """Stop; everything unsettled goes back to the queue at once."""
@@ -102,6 +116,8 @@ class RabbitmqConsumer:
             ending = await channel.ended()
             self._inbox.clear()
             await channel.close()
+            if self._cancelled.is_set():
+                return
             if not ending.connection_lost:  # that is logged, and paused for, where it is restored
                 self._tell(ending)
                 await asyncio.sleep(pauses.after(time.monotonic() - opened_at))
@@ -110,7 +126,11 @@ class RabbitmqConsumer:
             except BrokerUnavailable:  # the broker was closed
                 self._inbox.close()
                 return
-            log.info("A consumer is restored", action="consumer_restored", queue=self._queue.name)
+            if self._cancelled.is_set():  # meanwhile
+                await channel.close()
+                return
+            if not ending.connection_lost:
+                log.info("A consumer is restored", action="consumer_restored", queue=self._queue.name)
 
     async def _open_again(self) -> "ConsumeChannel":
         def helps(error: BaseException) -> bool:  # whatever it is: nobody is there to be told, or would try again
@@ -141,7 +161,8 @@ class RabbitmqConsumer:
         )
 
     def _log_failure(self, state: RetryCallState) -> None:
-        if is_worth_a_line(state):
+        error = state.outcome.exception() if state.outcome is not None else None
+        if is_worth_a_line(state) and not isinstance(error, ChannelLost):  # that is told where it is restored
             log.warning(
                 "A consumer cannot be restored; trying again",
                 action="consumer_not_restored",

@@ -15,7 +15,7 @@ class Publisher:
 
     Args:
         connection: For publishing only: under a memory alarm RabbitMQ stops reading from it.
-        timeout: Seconds that one `publish` takes at most.
+        timeout: Seconds that one `publish` takes at most, where it is not told otherwise.
     """
 
     def __init__(self, connection: Connection, *, timeout: float) -> None:
@@ -24,7 +24,9 @@ class Publisher:
         self._opening = asyncio.Lock()
         self._channel: ConfirmChannel | None = None
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome]:
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, timeout: float | None = None
+    ) -> list[PublishOutcome]:
         """Send *messages* and return what became of each, in the same order.
 
         What has no answer when the time is over, or when the channel ends, is UNKNOWN. An answer that comes later is
@@ -32,7 +34,7 @@ class Publisher:
         """
         batch = Batch(messages)
         with suppress(TimeoutError, BrokerUnavailable):
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout if timeout is None else timeout):
                 channel = await self._open()
                 await channel.send(batch)
                 await batch.answered()

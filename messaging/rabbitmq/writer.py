@@ -46,4 +46,7 @@ class FrameWriter:
     def _flush(self) -> None:
         payloads, self._payloads = self._payloads, []
         if payloads and not self._stopped:
-            self._stream.write(b"".join(payloads))
+            # When the broker closes the connection, aiormq ends the stream a moment before anybody is told of it, and
+            # asyncio then raises. Whoever waits for an answer learns of the loss from the connection.
+            with suppress(RuntimeError):
+                self._stream.write(b"".join(payloads))

@@ -5,7 +5,7 @@ that each decision stays small and a crash can never separate cause from effect.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -76,6 +76,7 @@ class TaskUndeliverable:
     step_id: str
     task_id: UUID
     code: Literal["unknown_agent", "payload_too_large", "worker_lost"]
+    silent_after: timedelta = timedelta(0)  # a "worker_lost" that was heard of more lately may well be under way
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, assert_never
 
 from orchestrator.engine import codes
@@ -19,9 +19,6 @@ from schemas.statuses import ReportStatus, StepStatus
 from schemas.worker_codes import WorkerErrorCode
 
 _WORKER_CODES: Final = frozenset(code.value for code in WorkerErrorCode)
-
-# Longer than a worker's pause between two signs of life: an attempt heard of so lately may well be under way.
-SILENT_AFTER: Final = timedelta(seconds=45)
 
 
 def task_reported(state: RunState, report: AgentResult, now: datetime) -> Decision | Wanted:
@@ -66,7 +63,7 @@ def task_undeliverable(state: RunState, event: TaskUndeliverable, now: datetime)
     if step is None or step.task_id != event.task_id:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     if event.code == codes.WORKER_LOST and step.status is StepStatus.RUNNING:
-        if step.heartbeat_at is not None and now - step.heartbeat_at < SILENT_AFTER:
+        if step.heartbeat_at is not None and now - step.heartbeat_at < event.silent_after:
             return Decision(Verdict.STALE, codes.HEARD_FROM)
     elif step.status is not StepStatus.QUEUED and not was_sent_again(step):
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from messaging.crash_points import reach
+from orchestrator.engine import codes
 from orchestrator.engine.block import fork
 from orchestrator.engine.decide import Moment, apply, decide, first_wanted
 from orchestrator.engine.decision import Decision, SendTask, Verdict
 from orchestrator.engine.events import run_event, step_events
-from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested
+from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested, TaskMissing, TaskReported
 from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState, Wanted
@@ -51,6 +53,7 @@ class Committed:
     """What a committed batch leaves to do: messages to send, gates to open and to tell; and what to log."""
 
     answers: list[Answer]
+    begun: float = 0.0  # when its transaction began, by the event loop's clock
     messages: Sequence[OutboxRow] = ()
     left_in_outbox: bool = False
     gates: list[GateRow] = field(default_factory=list)
@@ -82,10 +85,16 @@ class Batch:
     async def run(self, inputs: Sequence[ExternalInput]) -> Committed:
         """Decide everything, and return what is left to do once the transaction is committed."""
         wanted: dict[UUID, Wanted] = {}
+        spoken_of = {event.report.task_id for event in inputs if isinstance(event, TaskReported)}
         for index, event in enumerate(inputs):
+            if isinstance(event, TaskMissing) and event.task_id in spoken_of:
+                # Its step comes with the report, and without the input that sending it again takes.
+                self._answers[index] = Answer(Verdict.STALE, codes.HEARD_FROM)
+                continue
             self._queues[event.run_id].append(_Queued(event, index))
             wanted[event.run_id] = wanted.get(event.run_id, Wanted()) | first_wanted(event)
         await self._first_look(wanted)
+        reach("transaction.locked", inputs)
         while self._queues:
             wanted = {}
             for run_id in list(self._queues):

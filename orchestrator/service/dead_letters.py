@@ -22,10 +22,11 @@ from tenacity import (
 )
 
 from messaging import topology
+from messaging.crash_points import reach
 from messaging.port import Broker, BrokerError, Consumer, ConsumerClosed, Delivery
 from orchestrator.service.lost_tasks import LostTasks
 from orchestrator.service.origins import bare, to_dead_letters
-from orchestrator.storage.database import is_transient
+from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.dead_letters import NewDeadLetter
 from orchestrator.storage.port import Storage
 
@@ -106,6 +107,7 @@ class DeadLetterIntake:
         log.info("Dead letters were stored", action="dead_letters_stored", count=len(pairs))
         deliveries = [delivery for delivery, _ in pairs]
         self._lost_tasks.add(deliveries)
+        reach("dead_letters.stored")
         await consumer.ack(deliveries)
 
     async def _store_apart(self, consumer: Consumer, pairs: Sequence[Pair], error: Exception) -> None:
@@ -136,8 +138,10 @@ async def _patiently(work: Callable[[], Awaitable[object]], *, seconds: float | 
     """Do *work*, again and again while its error may pass; give up after *seconds*."""
 
     def interrupted(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if error is None or is_lost_connection(error):
+            return  # the whole process is told of that once, by those who look all the time
         if state.attempt_number in {1, 10} or state.attempt_number % 60 == 0:
-            error = state.outcome.exception() if state.outcome is not None else None
             log.warning("Dead letters cannot be stored now", action="dead_letters_interrupted", error=str(error))
 
     async for attempt in AsyncRetrying(

@@ -1,5 +1,6 @@
 """The way of every input: BEGIN, lock the runs, decide, write rows and outbox, COMMIT, then do what is left to do."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -8,9 +9,11 @@ from uuid import uuid4
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from messaging.crash_points import reach
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import BranchArrived, ExternalInput, SlotsFree
 from orchestrator.service.batch import Answer, Batch, Committed
+from orchestrator.service.health import DatabaseWatch
 from orchestrator.service.plans import PlanCache
 from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.port import Storage
@@ -29,13 +32,15 @@ Follower = Callable[[Committed], Awaitable[None]]
 class Driver:
     """Drives runs forward. Safe to use from several tasks; each call is a transaction of its own."""
 
-    def __init__(self, storage: Storage, replica_id: str, plans: PlanCache) -> None:
+    def __init__(
+        self, storage: Storage, replica_id: str, plans: PlanCache, database: DatabaseWatch | None = None
+    ) -> None:
+        self.database = database if database is not None else DatabaseWatch()
         self._storage = storage
         self._replica_id = replica_id
         self._plans = plans
         self._followers: list[Follower] = []
         self.verdicts: Counter[tuple[Verdict, str]] = Counter()
-        self.database_ok = True
 
     def follow(self, follower: Follower) -> None:
         """Have *follower* called after each commit, in the order of registration."""
@@ -55,37 +60,24 @@ class Driver:
             retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=0.05, max=5),
             stop=_tried_enough,
-            before_sleep=self._failed,
             reraise=True,
         ):
             with attempt:
                 committed = await self._once(inputs)
-        self._recovered()
         self._report(inputs, committed)
         for follower in self._followers:
             await follower(committed)
         return committed.answers
 
     async def _once(self, inputs: Sequence[ExternalInput]) -> Committed:
-        async with unit_of_work(self._storage, self._replica_id) as uow:
-            committed = await Batch(uow, self._plans, uuid4).run(inputs)
+        begun = asyncio.get_running_loop().time()
+        with self.database.using():
+            async with unit_of_work(self._storage, self._replica_id) as uow:
+                committed = await Batch(uow, self._plans, uuid4).run(inputs)
+        committed.begun = begun
+        reach("transaction.committed", inputs)
         committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox
         return committed
-
-    def _failed(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        if error is None or not is_lost_connection(error):
-            return
-        if self.database_ok:
-            log.warning(
-                "Postgres is out of reach; trying again", action="database_lost", error=str(error).split("\n")[0]
-            )
-        self.database_ok = False
-
-    def _recovered(self) -> None:
-        if not self.database_ok:
-            log.info("Postgres is back", action="database_restored")
-        self.database_ok = True
 
     def _report(self, inputs: Sequence[ExternalInput], committed: Committed) -> None:
         self.verdicts.update((answer.verdict, answer.code) for answer in committed.answers)

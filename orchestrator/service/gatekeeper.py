@@ -17,12 +17,14 @@ from uuid import UUID, uuid4
 import structlog
 
 from messaging import topology
+from messaging.crash_points import reach
 from messaging.port import Broker, Consumer, ConsumerClosed, DeadLetterReason, Delivery, OutgoingMessage
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import BranchArrived, SlotsFree
 from orchestrator.service.batch import Committed, GateChange
 from orchestrator.service.driver import Driver
 from orchestrator.service.notices import GateNotice, GateTicket
+from orchestrator.storage.database import is_lost_connection
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.port import Storage
 from schemas.codec import decode, encode
@@ -46,7 +48,7 @@ class HeldGate:
         self.key = key
         self._consumer = consumer
         self._driver = driver
-        self._held: dict[str, Delivery] = {}
+        self._held: dict[str, list[Delivery]] = {}  # a ticket that was sent twice is delivered twice
         self._dispatched: set[str] = set()  # known to run, whether or not their tickets have arrived
         self._asked = False
         self._later: set[asyncio.Task[None]] = set()
@@ -64,7 +66,8 @@ class HeldGate:
     async def branches_ended(self, step_ids: Collection[str]) -> None:
         """Ack the tickets of branches that have ended; each ack lets RabbitMQ deliver the next."""
         self._dispatched.difference_update(step_ids)
-        await self._consumer.ack([self._held.pop(step_id) for step_id in step_ids if step_id in self._held])
+        await self._consumer.ack([delivery for step_id in step_ids for delivery in self._held.pop(step_id, ())])
+        reach("gate.tickets_acked", step_ids)
 
     async def close(self) -> None:
         """Let go: what is held goes back to the queue, for the next holder."""
@@ -98,7 +101,8 @@ class HeldGate:
                 await self._consumer.dead_letter(delivery, DeadLetterReason(refused.code, str(refused)))
                 continue
             # In hand before anything is asked: its branch may end at any moment from now on.
-            self._held[ticket.step_id] = delivery
+            self._held.setdefault(ticket.step_id, []).append(delivery)
+            reach("gate.ticket_held", ticket.step_id)
             if ticket.step_id not in self._dispatched:
                 arrived.append(ticket.step_id)
         if arrived and self._asked:
@@ -138,6 +142,8 @@ class Gatekeeper:
         self._replica_id = replica_id
         self._gates: dict[GateKey, HeldGate] = {}
         self._changing = asyncio.Lock()
+        self._removed: set[GateKey] = set()  # since the last round began: what that knows of them is out of date
+        self._holds_leases = False
         self._changes: list[GateChange] = []
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -163,11 +169,16 @@ class Gatekeeper:
 
     async def run_once(self) -> None:
         """Renew leases, take over lapsed ones, close gates whose block is over, and reconcile the tickets in hand."""
-        leases = {(lease.run_id, lease.block_id): lease for lease in await self._storage.take_leases(self._replica_id)}
-        for key in [key for key in self._gates if key not in leases]:
+        known = list(self._gates)  # one that is opened meanwhile may be too young for the answer
+        self._removed.clear()
+        with self._driver.database.using():
+            taken = await self._storage.take_leases(self._replica_id)
+        leases = {lease.key: lease for lease in taken}
+        for key in [key for key in known if key in self._gates and key not in leases]:
             log.warning("A gate was lost to another replica", action="gate_lost", run_id=str(key[0]), block_id=key[1])
-            await self._let_go(key)
+            await self._leave(key)
         for key, lease in leases.items():
+            reach("gate.lease_taken", key[1])
             await self._tend(key, lease)
 
     async def take_notice(self, notice: GateNotice) -> None:
@@ -181,11 +192,19 @@ class Gatekeeper:
             self._in_background(self._remove(key))
 
     async def close(self) -> None:
-        """Give all gates up at once: others take over without waiting for a lease to lapse."""
+        """Give all gates up at once: others take over without waiting for a lease to lapse. May be repeated."""
         await asyncio.gather(*self._background, return_exceptions=True)
+        self._holds_leases = self._holds_leases or bool(self._gates)
         for key in list(self._gates):
             await self._let_go(key)
-        await self._storage.release_leases(self._replica_id)
+        if self._holds_leases:
+            await self._storage.release_leases(self._replica_id)
+        self._holds_leases = False
+
+    @property
+    def held(self) -> int:
+        """How many gates this replica holds."""
+        return len(self._gates)
 
     async def _tell_soon(self) -> None:
         await asyncio.sleep(NOTICE_SECONDS)
@@ -215,10 +234,11 @@ class Gatekeeper:
 
     async def _open(self, key: GateKey, max_parallelism: int) -> None:
         async with self._changing:
-            if key in self._gates:
+            if key in self._gates or key in self._removed:
                 return
             prefetch = max_parallelism if max_parallelism <= MAX_PREFETCH else 0
             consumer = await self._broker.consume(topology.gate_queue(*key), prefetch=prefetch)
+            reach("gate.opened", key[1])
             self._gates[key] = HeldGate(key, consumer, self._driver)
 
     async def _let_go(self, key: GateKey) -> None:
@@ -226,10 +246,24 @@ class Gatekeeper:
         if gate is not None:
             await gate.close()
 
+    async def _leave(self, key: GateKey) -> None:
+        """Let go of a gate that is another replica's, or nobody's.
+
+        Whoever held it last has deleted its queue when its block was over. Where we opened it late, or our consumer
+        declared the queue again when that was deleted under it, nobody else knows that it exists.
+        """
+        async with self._changing:
+            await self._let_go(key)
+            run_id, block_id = key
+            if await self._storage.branches_over(run_id, [block_id]):
+                await self._broker.delete_queue(topology.gate_queue(run_id, block_id).name)
+
     async def _remove(self, key: GateKey) -> None:
         async with self._changing:
             await self._let_go(key)
             await self._broker.delete_queue(topology.gate_queue(*key).name)
+            self._removed.add(key)
+            reach("gate.queue_deleted", key[1])
             await self._storage.delete_gate(self._replica_id, *key)
 
     def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -240,7 +274,10 @@ class Gatekeeper:
 
     def _finished(self, task: "asyncio.Task[Any]") -> None:
         self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._driver.database.failed(error)
+        if not is_lost_connection(error):
             log.warning("The next lease round makes up for a notice", action="gate_notice_failed", error=str(error))
 
 

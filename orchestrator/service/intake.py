@@ -16,7 +16,9 @@ from typing import Final, Protocol
 from uuid import UUID
 
 import structlog
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
+from messaging.crash_points import reach
 from messaging.port import Broker, BrokerUnavailable, Consumer, ConsumerClosed, DeadLetterReason, Delivery, Queue
 from orchestrator.engine.inputs import ExternalInput
 from orchestrator.errors import RunLocked
@@ -29,7 +31,6 @@ log = structlog.get_logger(__name__)
 BATCH: Final = 500
 PREFETCH: Final = 2 * BATCH  # one batch in its transaction, one collecting
 ASIDE_AT_ONCE: Final = 4  # transactions for runs that were set aside; the pool is for the others too
-READ_AGAIN_SECONDS: Final = 0.5  # after an error that passes
 ACK_SECONDS: Final = 0.05  # acks wait for each other: together they cost the broker a fraction
 ACKS: Final = 100  # so many need not wait
 
@@ -82,6 +83,7 @@ class Intake:
         self._driver = driver
         self._reader = reader
         self._consumer: Consumer | None = None
+        self._applying = 0
         self._acks: list[Delivery] = []
         self._acking: asyncio.Task[None] | None = None
         self._aside: dict[UUID, list[Item]] = {}  # by run, in their order, each with a task of its own
@@ -103,21 +105,31 @@ class Intake:
     async def run_once(self) -> None:
         """Wait for deliveries, apply them, settle them."""
         consumer = self._started()
-        items = [
-            item
-            for delivery in await consumer.receive(BATCH)
-            if (item := await self._read(consumer, delivery)) is not None
-        ]
+        deliveries = await consumer.receive(BATCH)
+        reach("intake.taken", self._queue.name)
+        items = [item for delivery in deliveries if (item := await self._read(consumer, delivery)) is not None]
+        self._applying = len(items)
         await self._apply(consumer, items)
+        self._applying = 0
+
+    async def cancel(self) -> None:
+        """Take nothing more; `run` ends once the batch in hand is applied."""
+        if self._consumer is not None:
+            await self._consumer.cancel()
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries were taken and are not applied yet; `close` gives them back."""
+        return self._applying + sum(len(items) for items in self._aside.values())
 
     async def close(self) -> None:
         """Stop; what is not settled goes back to the queue."""
-        if self._consumer is not None:
-            await self._ack(self._consumer)
-            await self._consumer.close()
         for task in self._aside_tasks:
             task.cancel()
         await asyncio.gather(*self._aside_tasks, return_exceptions=True)
+        if self._consumer is not None:
+            await self._ack(self._consumer)
+            await self._consumer.close()
 
     def _started(self) -> Consumer:
         assert self._consumer is not None, "start() comes first"
@@ -135,13 +147,16 @@ class Intake:
         return None
 
     async def _patiently_read(self, delivery: Delivery) -> ExternalInput:
-        while True:
-            try:
-                return await self._reader.read(delivery)
-            except Exception as error:
-                if not is_transient(error):
-                    raise
-            await asyncio.sleep(READ_AGAIN_SECONDS)
+        try:
+            return await self._reader.read(delivery)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            self._driver.database.failed(error)
+        again = AsyncRetrying(
+            retry=retry_if_exception(is_transient), wait=wait_random_exponential(multiplier=0.1, max=5), reraise=True
+        )
+        return await again(self._reader.read, delivery)
 
     async def _apply(self, consumer: Consumer, items: Sequence[Item]) -> None:
         items = [item for item in items if not self._follows_aside(item)]
@@ -182,12 +197,15 @@ class Intake:
             self._acking = asyncio.create_task(self._ack_later(consumer))
 
     async def _ack_later(self, consumer: Consumer) -> None:
-        await asyncio.sleep(ACK_SECONDS)
-        await self._ack(consumer)
+        while self._acks:  # more may come while an ack is written
+            await asyncio.sleep(ACK_SECONDS)
+            await self._ack(consumer)
 
     async def _ack(self, consumer: Consumer) -> None:
         deliveries, self._acks = self._acks, []
+        reach("intake.before_ack", self._queue.name)
         await consumer.ack(deliveries)
+        reach("intake.acked", self._queue.name)
 
     def _follows_aside(self, item: Item) -> bool:
         earlier = self._aside.get(item.event.run_id)

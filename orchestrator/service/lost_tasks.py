@@ -12,6 +12,8 @@ kills its worker then becomes a dead letter once more.
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
 from typing import Any, Final
 from uuid import UUID
@@ -23,6 +25,7 @@ from messaging.port import Delivery
 from orchestrator.engine import codes
 from orchestrator.engine.inputs import TaskUndeliverable
 from orchestrator.service.driver import Driver
+from orchestrator.storage.silent import PATIENCE_WITH_WORKERS
 from schemas.codec import decode
 from schemas.errors import MessageRefused
 from schemas.messages import AgentTask
@@ -36,10 +39,16 @@ log = structlog.get_logger(__name__)
 
 
 class LostTasks:
-    """Judges the attempts whose tasks the broker gave up, until each is over."""
+    """Judges the attempts whose tasks the broker gave up, until each is over.
 
-    def __init__(self, driver: Driver) -> None:
+    Args:
+        driver: Told of the lost tasks.
+        silent_after: Seconds; the reconciler's, and as there a worker that has spoken has a multiple of it.
+    """
+
+    def __init__(self, driver: Driver, *, silent_after: float = 30.0) -> None:
         self._driver = driver
+        self._silent_after = timedelta(seconds=PATIENCE_WITH_WORKERS * silent_after)
         self._pending: dict[UUID, TaskUndeliverable] = {}
         self._any = asyncio.Event()
 
@@ -53,7 +62,7 @@ class LostTasks:
                 step_id=lost.step_id,
                 task_id=str(lost.task_id),
             )
-            self._pending[lost.task_id] = lost
+            self._pending[lost.task_id] = replace(lost, silent_after=self._silent_after)
         if self._pending:
             self._any.set()
 

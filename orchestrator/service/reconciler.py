@@ -24,6 +24,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from messaging import topology
+from messaging.crash_points import reach
 from messaging.port import Broker, BrokerError, OutgoingMessage, PublishOutcome, QueueDepth, QueueMissing
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import TaskMissing
@@ -80,6 +81,7 @@ class Reconciler:
             confirmed = await self._look()
             if not confirmed or not await self._broker_takes_messages():
                 return 0
+            reach("reconciler.missing_found", confirmed)
             return await self._send_again(confirmed)
         except (BrokerError, TimeoutError) as error:
             self._suspects.clear()
@@ -160,6 +162,7 @@ class Reconciler:
         for task in sent:
             self._remember(task)
         if sent:
+            reach("reconciler.sent_again", sent)
             log.warning(
                 "Tasks were neither in their queue nor with a worker that is heard of; they are sent again",
                 action="tasks_sent_again",

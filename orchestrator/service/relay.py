@@ -4,17 +4,22 @@ A commit hands its messages over in memory and they are published at once; the r
 confirmed them. Whatever is left in the outbox — a block too large to hand over, messages of a process that died, what
 the broker did not confirm or could not route — is found by the sweep when it is due. Both ways share one
 `_settle`: recovery is the same path, entered later.
+
+A message that was handed over is left alone by all sweeps for a while (`HAND_OVER_SECONDS` from the beginning of its
+transaction). What cannot be sent in that time is given up well before its end, so that no two processes send it: only
+what was written and not confirmed can arrive twice.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 from uuid import UUID
 
 import structlog
 
 from messaging import topology
+from messaging.crash_points import reach
 from messaging.port import Broker, PublishOutcome
 from orchestrator.engine import codes
 from orchestrator.engine.inputs import TaskUndeliverable
@@ -23,6 +28,7 @@ from orchestrator.service.driver import Driver
 from orchestrator.service.origins import QUEUE_MISSING
 from orchestrator.service.outgoing import to_message, without_output
 from orchestrator.storage.changes import OutboxRow
+from orchestrator.storage.database import is_lost_connection
 from orchestrator.storage.dead_letters import Undeliverable
 from orchestrator.storage.port import Outbox, Storage
 from schemas.messages import RunResult
@@ -33,8 +39,17 @@ PAGE: Final = 500
 RETRY_SECONDS: Final = 1.0
 FORGET_SECONDS: Final = 0.02  # sent rows are deleted together; a crash before that sends them twice, which is harmless
 EVENTS_SECONDS: Final = 0.05  # events wait for each other: in one write they cost the broker a fraction
+SEND_SECONDS: Final = 4.0  # a message that is not on its way so long after its transaction began is left to the sweep
+PUBLISH_SECONDS: Final = 4.0  # and so is one without an answer; both together end well within HAND_OVER_SECONDS
 SENDERS: Final = 4  # publishing at once; what is committed meanwhile goes out with the next one that is free
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024  # what a slow broker keeps waiting beyond that is left to the sweep
+
+
+class HandedOver(NamedTuple):
+    """A message that this process may send, and when its transaction began."""
+
+    row: OutboxRow
+    begun: float
 
 
 class Relay:
@@ -58,14 +73,21 @@ class Relay:
         self._unknown_agent_after = unknown_agent_after
         self._interval = interval
         self._wake = asyncio.Event()
-        self._pending: deque[OutboxRow] = deque()
-        self._events: list[OutboxRow] = []
+        self._pending: deque[HandedOver] = deque()
+        self._events: list[HandedOver] = []
         self._pending_bytes = 0
         self._working = 0
+        self._in_flight = 0
         self._senders: set[asyncio.Task[None]] = set()
+        self._answered = True  # whether the broker answered the last sweep
         self._sent_ids: list[UUID] = []
         self._any_sent = asyncio.Event()
         self._forgetting = asyncio.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages were handed over and are not sent yet; should this process end, the sweep sends them."""
+        return len(self._pending) + len(self._events) + self._in_flight
 
     async def committed(self, batch: Committed) -> None:
         """Send a commit's messages; called right after it."""
@@ -75,11 +97,13 @@ class Relay:
         if not batch.messages or self._pending_bytes + size > MAX_PENDING_BYTES:
             return
         self._pending_bytes += size
-        events = [row for row in batch.messages if row.exchange == topology.EVENTS_EXCHANGE]
+        events = [HandedOver(row, batch.begun) for row in batch.messages if row.exchange == topology.EVENTS_EXCHANGE]
         if events and not self._events:
             self._start_sender(self._send_events())
         self._events.extend(events)
-        self._pending.extend(row for row in batch.messages if row.exchange != topology.EVENTS_EXCHANGE)
+        self._pending.extend(
+            HandedOver(row, batch.begun) for row in batch.messages if row.exchange != topology.EVENTS_EXCHANGE
+        )
         if self._pending and self._working < SENDERS:
             self._start_sender(self._send_pending())
             # One turn for it: tasks for workers get onto the wire before the acks that are written next.
@@ -98,14 +122,24 @@ class Relay:
                 continue
 
     async def run_once(self) -> bool:
-        """Send one page of what is due; return whether there may be more."""
+        """Send one page of what is due; return whether there may be more.
+
+        Nothing is locked while the broker is out of reach: another replica may reach it. While it does not answer, one
+        message goes ahead of the others: what it takes in without an answer, as under a memory alarm, arrives again
+        with each try.
+        """
+        if not self._broker.connected:
+            return False
+        limit = PAGE if self._answered else 1
         async with self._storage.outbox() as outbox:
-            rows = await outbox.lock_due(PAGE)
+            rows = await outbox.lock_due(limit)
             if not rows:
                 return False
-            undeliverable = await self._settle(outbox, rows, await self._publish(rows))
+            outcomes = await self._publish_unsent(rows)
+            undeliverable = await self._settle(outbox, rows, outcomes)
+        self._answered = any(outcome is not PublishOutcome.UNKNOWN for outcome in outcomes)
         await self._give_up(undeliverable)
-        return len(rows) == PAGE
+        return self._answered and len(rows) == limit
 
     async def drain(self) -> None:
         """Wait until the messages that were handed over are sent, and forgotten."""
@@ -125,8 +159,10 @@ class Relay:
             ids = list(self._sent_ids)
             if not ids:
                 return
-            async with self._storage.outbox() as outbox:
-                await outbox.delete(ids)
+            with self._driver.database.using():
+                async with self._storage.outbox() as outbox:
+                    await outbox.delete(ids)
+            reach("outbox.forgotten")
             # Only now: while Postgres is out of reach they stay to be forgotten.
             del self._sent_ids[: len(ids)]
 
@@ -149,9 +185,19 @@ class Relay:
         for start in range(0, len(events), PAGE):
             await self._send_now(events[start : start + PAGE])
 
-    async def _send_now(self, rows: Sequence[OutboxRow]) -> None:
-        self._pending_bytes -= sum(len(row.body) for row in rows)
-        outcomes = await self._publish(rows)
+    async def _send_now(self, messages: Sequence[HandedOver]) -> None:
+        self._pending_bytes -= sum(len(message.row.body) for message in messages)
+        too_late = asyncio.get_running_loop().time() - SEND_SECONDS
+        rows = [message.row for message in messages if message.begun > too_late]
+        if len(rows) < len(messages):
+            log.debug("Messages were left to the sweep", action="messages_left", count=len(messages) - len(rows))
+        if not rows:
+            return
+        self._in_flight += len(rows)
+        try:
+            outcomes = await self._publish(rows, timeout=PUBLISH_SECONDS)
+        finally:
+            self._in_flight -= len(rows)
         if all(outcome is PublishOutcome.CONFIRMED for outcome in outcomes):
             self._sent_ids.extend(row.message_id for row in rows)
             self._any_sent.set()
@@ -162,12 +208,25 @@ class Relay:
 
     def _sender_ended(self, task: asyncio.Task[None]) -> None:
         self._senders.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            # The rows are still in the outbox, and the sweep sends them again when they are due.
-            log.warning("Messages were left to the sweep", action="relay_interrupted", error=str(task.exception()))
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # The rows are still in the outbox, and the sweep sends them again when they are due.
+        self._driver.database.failed(error)
+        if not is_lost_connection(error):
+            log.warning("Messages were left to the sweep", action="relay_interrupted", error=str(error))
 
-    async def _publish(self, rows: Sequence[OutboxRow]) -> Sequence[PublishOutcome]:
-        return await self._broker.publish([to_message(row) for row in rows])
+    async def _publish_unsent(self, rows: Sequence[OutboxRow]) -> Sequence[PublishOutcome]:
+        """Publish those that are not sent yet: a row stays when it could not be deleted at once."""
+        sent = set(self._sent_ids)
+        unsent = [row for row in rows if row.message_id not in sent]
+        answers = iter(await self._publish(unsent) if unsent else ())
+        return [PublishOutcome.CONFIRMED if row.message_id in sent else next(answers) for row in rows]
+
+    async def _publish(self, rows: Sequence[OutboxRow], *, timeout: float | None = None) -> Sequence[PublishOutcome]:
+        reach("outbox.before_publish", rows)
+        outcomes = await self._broker.publish([to_message(row) for row in rows], timeout=timeout)
+        reach("outbox.published", rows)
+        return outcomes
 
     async def _settle(
         self, outbox: Outbox, rows: Sequence[OutboxRow], outcomes: Sequence[PublishOutcome]

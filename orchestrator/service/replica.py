@@ -5,17 +5,20 @@ Any number of replicas work side by side. They share the queues, and Postgres de
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from messaging import topology
+from messaging.health import Health, HealthBook
 from messaging.port import Broker, Consumer, ConsumerClosed
 from orchestrator.errors import RunLocked
 from orchestrator.service.dead_letters import DeadLetterIntake
 from orchestrator.service.driver import Driver
 from orchestrator.service.gatekeeper import Gatekeeper
+from orchestrator.service.health import DatabaseWatch
 from orchestrator.service.intake import Intake
 from orchestrator.service.lost_tasks import LostTasks
 from orchestrator.service.notices import GateNotice
@@ -25,7 +28,7 @@ from orchestrator.service.reconciler import Reconciler
 from orchestrator.service.relay import Relay
 from orchestrator.service.requests import RequestReader
 from orchestrator.service.timers import Timers
-from orchestrator.storage.database import is_transient
+from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.port import Storage
 from schemas.codec import decode
 from schemas.errors import MessageRefused
@@ -33,6 +36,8 @@ from schemas.errors import MessageRefused
 log = structlog.get_logger(__name__)
 
 NOTICES: Final = 1_000
+END_SECONDS: Final = 5.0
+INTERRUPTED_SECONDS: Final = 10.0  # for so long an interrupted loop counts as trouble; the pause before it goes on is 5
 
 
 class Replica:
@@ -46,6 +51,7 @@ class Replica:
         *,
         unknown_agent_after: float = 60.0,
         silent_after: float = 30.0,
+        drain_timeout: float = 30.0,
     ) -> None:
         """Wire the loops together; `start` starts them.
 
@@ -55,11 +61,14 @@ class Replica:
             replica_id: Unique among all replicas; names this one in leases and logs.
             unknown_agent_after: Seconds for which a task that no queue takes is tried before its step fails.
             silent_after: Seconds without a sign of life after which a task that its queue does not hold is sent again.
+            drain_timeout: Seconds for which `stop` finishes what is under way.
         """
         plans = PlanCache()
         self._broker = broker
         self._replica_id = replica_id
-        self.driver = Driver(storage, replica_id, plans)
+        self._drain_timeout = drain_timeout
+        self._book = HealthBook()
+        self.driver = Driver(storage, replica_id, plans, DatabaseWatch(self._book))
         self.gatekeeper = Gatekeeper(storage, broker, self.driver, replica_id)
         self.relay = Relay(storage, broker, self.driver, unknown_agent_after=unknown_agent_after)
         self.timers = Timers(storage, self.driver)
@@ -73,7 +82,7 @@ class Replica:
             Intake(broker, topology.RESULTS_QUEUE, self.driver, ResultReader()),
             Intake(broker, topology.COMMANDS_QUEUE, self.driver, CommandReader()),
         )
-        self.lost_tasks = LostTasks(self.driver)
+        self.lost_tasks = LostTasks(self.driver, silent_after=silent_after)
         self.dead_letters = DeadLetterIntake(storage, broker, self.lost_tasks)
         self._notices: Consumer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,10 +103,16 @@ class Replica:
             "lost tasks": self.lost_tasks.run,
             "reconciler": self.reconciler.run,
             "notices": self._take_notices,
+            "health": partial(self._book.watch, self._broker),
             **{f"intake {number}": intake.run for number, intake in enumerate(self.intakes)},
         }
-        self._tasks = [asyncio.create_task(_keep_up(name, loop), name=name) for name, loop in loops.items()]
+        self._tasks = [asyncio.create_task(self._keep_up(name, loop), name=name) for name, loop in loops.items()]
         log.info("The orchestrator is ready", action="orchestrator_ready", replica_id=self._replica_id)
+
+    def health(self) -> Health:
+        """Return what of this replica does not work right now."""
+        self._book.look_at(self._broker)
+        return self._book.health
 
     async def failed(self) -> None:
         """Wait until a loop ends by an error that does not pass, and raise it."""
@@ -106,20 +121,52 @@ class Replica:
             task.result()
 
     async def stop(self) -> None:
-        """Stop in order: take no more, finish what is in its transaction, give everything back."""
-        for intake in self.intakes:
-            await intake.close()
-        await self.dead_letters.close()
-        if self._notices is not None:
-            await self._notices.close()
-        running = [task for task in self._tasks if task.get_name().startswith("intake")]
-        await asyncio.gather(*running, return_exceptions=True)
-        await self.gatekeeper.close()
-        await self.relay.drain()
+        """Stop in order: take no more, finish what is in its transaction, give everything back.
+
+        What cannot be finished in time, because Postgres or the broker is out of reach, is left behind; nothing of it
+        is lost. What was taken goes back to its queue, and what was committed and not sent lies in the outbox.
+        """
+        await asyncio.gather(*(intake.cancel() for intake in self.intakes), self.dead_letters.close())
+        try:
+            async with asyncio.timeout(self._drain_timeout):
+                await self._finish()
+        except TimeoutError:
+            self._tell_what_is_left()
+        finally:
+            await self._end()
+        log.info("The orchestrator has stopped", action="orchestrator_stopped", replica_id=self._replica_id)
+
+    async def _end(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        log.info("The orchestrator has stopped", action="orchestrator_stopped", replica_id=self._replica_id)
+        if self._tasks:
+            # A transaction that is cancelled waits for a server that is frozen; it ends with the process at the latest.
+            await asyncio.wait(self._tasks, timeout=END_SECONDS)
+        await asyncio.gather(*(intake.close() for intake in self.intakes))
+        if self._notices is not None:
+            await self._notices.close()
+
+    async def _finish(self) -> None:
+        running = [task for task in self._tasks if task.get_name().startswith("intake")]
+        await asyncio.gather(*running, return_exceptions=True)
+        for duty in (self.gatekeeper.close, self.relay.drain):
+            retrying = AsyncRetrying(
+                retry=retry_if_exception(is_transient),
+                wait=wait_random_exponential(multiplier=0.1, max=5),
+                reraise=True,
+            )
+            await retrying(duty)
+
+    def _tell_what_is_left(self) -> None:
+        log.warning(
+            "The drain timeout is over; what is left goes back to its queues, or lies in the outbox for other replicas",
+            action="drain_timed_out",
+            seconds=self._drain_timeout,
+            inputs=sum(intake.in_hand for intake in self.intakes),
+            messages=self.relay.waiting,
+            gates=self.gatekeeper.held,
+            reasons=[str(trouble) for trouble in self.health().troubles],
+        )
 
     async def _take_notices(self) -> None:
         assert self._notices is not None
@@ -135,19 +182,28 @@ class Replica:
                     log.warning("A notice cannot be read", action="notice_refused", reason=str(refused))
             await self._notices.ack(deliveries)
 
+    async def _keep_up(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop; an error that passes interrupts it only for a while."""
 
-async def _keep_up(name: str, loop: Callable[[], Awaitable[None]]) -> None:
-    """Run a loop; an error that passes interrupts it only for a while."""
+        def interrupted(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome is not None else None
+            assert error is not None, "nothing else interrupts a loop"
+            self._note_interruption(name, error)
 
-    def interrupted(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(lambda error: is_transient(error) or isinstance(error, RunLocked)),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+            before_sleep=interrupted,
+            reraise=True,
+        ):
+            with attempt:
+                await loop()
+
+    def _note_interruption(self, name: str, error: BaseException) -> None:
+        if is_lost_connection(error):
+            self.driver.database.failed(error)
+            return
         log.warning("A loop was interrupted; it goes on", action="loop_interrupted", loop=name, error=str(error))
-
-    async for attempt in AsyncRetrying(
-        retry=retry_if_exception(lambda error: is_transient(error) or isinstance(error, RunLocked)),
-        wait=wait_random_exponential(multiplier=0.1, max=5),
-        before_sleep=interrupted,
-        reraise=True,
-    ):
-        with attempt:
-            await loop()
+        part = f"loop {name}"
+        self._book.trouble(part, f"interrupted ({error})")
+        asyncio.get_running_loop().call_later(INTERRUPTED_SECONDS, self._book.well, part)

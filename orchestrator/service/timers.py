@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 
+from messaging.crash_points import reach
 from orchestrator.service.driver import Driver
 from orchestrator.storage.port import Storage
 
@@ -28,5 +29,6 @@ class Timers:
         """End a page of overdue attempts; return whether there may be more."""
         overdue = await self._storage.overdue_attempts(PAGE)
         if overdue:
+            reach("timers.overdue_found", overdue)
             await self._driver.drive(overdue)
         return len(overdue) == PAGE

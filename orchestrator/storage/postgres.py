@@ -6,6 +6,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
+from messaging.crash_points import reach
 from orchestrator.engine.inputs import AttemptOverdue
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.errors import RunLocked
@@ -67,9 +70,10 @@ class PostgresStorage:
         async with self._database.connection() as connection:
             try:
                 yield PostgresSession(connection)  # its first statement begins the transaction
+                reach("transaction.written")
                 await connection.execute("COMMIT")
             except BaseException as error:
-                if not connection.is_closed():
+                if _is_open(connection):
                     await connection.execute("ROLLBACK")
                 if is_locked_out(error):
                     raise RunLocked("somebody keeps a run locked") from error
@@ -124,3 +128,11 @@ class PostgresStorage:
     async def check(self) -> None:
         """Make sure that storage answers."""
         await dead_letters.list_dead_letters(self._database, Selection(), 1)
+
+
+def _is_open(connection: Connection) -> bool:
+    """Whether there is a transaction left to roll back."""
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # asyncpg's pool takes a connection from us the moment that its backend goes
+        return False

@@ -135,21 +135,15 @@ async def test_waiting_for_a_broker_that_is_away_can_be_cancelled(backend: Rabbi
     assert not broker.connected
 
 
-async def test_one_line_says_that_a_connection_was_lost_and_one_that_it_is_restored(
+async def test_one_line_says_that_the_broker_was_lost_and_one_that_it_is_back_however_many_connections_there_are(
     backend: RabbitmqBackend, broker: Broker, eventually: Eventually
 ) -> None:
     await broker.consume(WORK, prefetch=1)
     with capture_logs() as lines:
         await backend.cut()
-        await eventually(lambda: "consumer_restored" in actions(lines))
-        await eventually(lambda: actions(lines).count("broker_connection_restored") == 2)
-    assert sorted(actions(lines)) == [
-        "broker_connection_lost",
-        "broker_connection_lost",
-        "broker_connection_restored",
-        "broker_connection_restored",
-        "consumer_restored",
-    ]
+        await eventually(lambda: "broker_connection_restored" in actions(lines))
+        await eventually(lambda: has_consumers(broker, WORK))
+    assert actions(lines) == ["broker_connection_lost", "broker_connection_restored"]
     assert "guest:guest" not in str(lines)
 
 
@@ -164,13 +158,17 @@ async def test_a_connection_that_the_broker_closes_is_restored(
     [held] = await consumer.receive(1)
     with capture_logs() as lines:
         await asyncio.to_thread(management.call, "DELETE", f"/connections/username/{user.name}")
-        await eventually(lambda: actions(lines).count("broker_connection_restored") == 2)
+        await eventually(lambda: "broker_connection_restored" in actions(lines))
     assert "CONNECTION_FORCED" in str(lines)
     await consumer.ack([held])
     async with asyncio.timeout(15):
         [again] = await consumer.receive(1)
     assert (again.body, again.redelivered) == (b"before", True)
     await broker.close()
+
+
+async def has_consumers(broker: Broker, queue: Queue) -> bool:
+    return (await broker.check_queue(queue.name)).consumers > 0
 
 
 def actions(lines: list[Any]) -> list[str]:

@@ -53,11 +53,16 @@ class System:
         self._brokers.append(broker)
         return broker
 
-    async def start_replica(self, name: str | None = None, *, broker: Any = None, **options: Any) -> RunningReplica:
-        """Start a replica with connections of its own; *broker* holds options of its client."""
+    async def start_replica(
+        self, name: str | None = None, *, broker: Any = None, brokers: Brokers | None = None, **options: Any
+    ) -> RunningReplica:
+        """Start a replica with connections of its own; *broker* holds options of its client.
+
+        Its way to the broker is that of everybody, unless it has *brokers* of its own.
+        """
         name = name or f"replica-{len(self.replicas) + 1}"
         database = Database(self.database_url)
-        client = await self.brokers.connect(name, **(broker or {}))
+        client = await (brokers or self.brokers).connect(name, **(broker or {}))
         replica = Replica(PostgresStorage(database), client, name, **options)
         running = RunningReplica(name, replica, client, database, await start(replica, name))
         self.replicas.append(running)

@@ -1,6 +1,7 @@
 """Large blocks: what a batch costs does not depend on its size, and memory does not hold the block."""
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from orchestrator.engine.inputs import SlotsFree
+from orchestrator.engine.inputs import SlotsFree, TaskMissing, TaskReported
 from orchestrator.storage.database import Database
-from schemas.statuses import ResultStatus
+from schemas.messages import AgentResult
+from schemas.statuses import ReportStatus, ResultStatus
 from tests.integration.by_hand import driver_without_relay, reports, requested
 from tests.integration.documents import agent, one_block, workflow
 from tests.integration.system import System
@@ -132,3 +134,20 @@ async def _measured(url: str, branches: int) -> tuple[int, int]:
     assert process.returncode == 0
     before, after = map(int, out.split())
     return before, after
+
+
+async def test_a_task_that_seems_missing_is_not_sent_without_its_input_when_a_report_comes_with_it(
+    database: Database,
+) -> None:
+    driver = driver_without_relay(database)
+    request = await requested(database, workflow({"one": agent("echo", input_mapping={"n": 1})}))
+    await driver.drive([request])
+    async with database.connection() as connection:
+        [row] = await connection.fetch("SELECT task_id, queued_at FROM step_executions")
+        started = AgentResult(
+            run_id=request.run_id, task_id=row["task_id"], status=ReportStatus.STARTED, worker_id="worker"
+        )
+        missing = TaskMissing(request.run_id, "one", row["task_id"], row["queued_at"])
+        await driver.drive([missing, TaskReported(started)])
+        sent = await connection.fetch("SELECT body FROM outbox WHERE type = 'AgentTask'")
+    assert [json.loads(message["body"])["input"] for message in sent] == [{"n": 1}]

@@ -3,18 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from messaging import topology
+from orchestrator.service.driver import Driver
+from orchestrator.service.intake import BATCH, PREFETCH
 from orchestrator.storage.unit_of_work import UnitOfWork
 from schemas.statuses import ResultStatus
 from tests.conftest import Eventually
 from tests.integration.conftest import migrated
 from tests.integration.documents import agent, one_block, workflow
 from tests.integration.replicas import Brokers
-from tests.integration.system import System
+from tests.integration.system import System, completed
 from tests.services.postgres import Postgres
 from tests.services.private_postgres import PrivatePostgres
 from tests.services.sources import Unavailable
@@ -149,9 +153,70 @@ async def test_a_run_completes_although_postgres_is_restarted_and_a_request_arri
         system.connection = await asyncpg.connect(system.database_url)
         for each in (run_id, meanwhile, known):
             assert await system.ended(each, seconds=20) == "COMPLETED"
+        await eventually(lambda: _said(lines, "database_restored"))
     assert len(_said(lines, "database_lost")) == 1
-    assert _said(lines, "database_restored")
+    assert len(_said(lines, "database_restored")) == 1
+    assert not _said(lines, "loop_interrupted")
     await system.quiet()
+
+
+async def test_a_replica_without_its_database_takes_no_more_than_its_window_says_so_and_stops_in_time(
+    on_own_postgres: System, own_postgres: PrivatePostgres, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, tries = on_own_postgres, 0
+    once = Driver._once
+
+    async def counted(self: Driver, inputs: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return await once(self, inputs)
+
+    running = await system.start_replica(drain_timeout=1.0)
+    monkeypatch.setattr(Driver, "_once", counted)
+    with capture_logs() as lines:
+        await asyncio.to_thread(own_postgres.stop, immediate=True)
+        await system.report(*(completed(uuid4(), uuid4()) for _ in range(3_000)))
+        await eventually(lambda: running.replica.health().status == "degraded")
+        await eventually(lambda: running.replica.intakes[1].in_hand > 0)
+        assert [trouble.part for trouble in running.replica.health().troubles] == ["database"]
+        async with asyncio.timeout(10):
+            await system.end(running, crash=False)
+    assert 1 <= tries < 30, "its tries have pauses between them"
+    assert (await system.broker.check_queue(topology.RESULTS_QUEUE.name)).ready == 3_000
+    assert len(_said(lines, "database_lost")) == 1
+    [left] = _said(lines, "drain_timed_out")
+    assert 0 < left["inputs"] <= BATCH
+    await asyncio.to_thread(own_postgres.start)
+    system.connection = await asyncpg.connect(system.database_url)
+
+
+async def test_the_results_that_a_replica_without_database_does_not_take_stay_in_their_queue(
+    on_own_postgres: System, own_postgres: PrivatePostgres, eventually: Eventually
+) -> None:
+    system = on_own_postgres
+    await system.start_replica()
+    await asyncio.to_thread(own_postgres.stop, immediate=True)
+    await system.report(*(completed(uuid4(), uuid4()) for _ in range(3_000)))
+
+    async def left_in_queue() -> bool:
+        return (await system.broker.check_queue(topology.RESULTS_QUEUE.name)).ready == 3_000 - PREFETCH
+
+    await eventually(left_in_queue)
+    await asyncio.to_thread(own_postgres.start)
+    system.connection = await asyncpg.connect(system.database_url)
+    await system.quiet()
+
+
+async def test_an_idle_replica_stops_at_once_though_its_database_is_away(
+    on_own_postgres: System, own_postgres: PrivatePostgres
+) -> None:
+    system = on_own_postgres
+    running = await system.start_replica()
+    await asyncio.to_thread(own_postgres.stop, immediate=True)
+    async with asyncio.timeout(5):
+        await system.end(running, crash=False)
+    await asyncio.to_thread(own_postgres.start)
+    system.connection = await asyncpg.connect(system.database_url)
 
 
 def _said(lines: list[Any], action: str) -> list[Any]:

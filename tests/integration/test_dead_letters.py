@@ -273,8 +273,8 @@ async def test_a_replay_that_the_broker_did_not_confirm_is_sent_again(
     publish = running.replica.relay._publish
     outcomes = iter([PublishOutcome.UNKNOWN])
 
-    async def doubtful(rows: Any) -> Any:
-        sent = await publish(rows)
+    async def doubtful(rows: Any, **options: Any) -> Any:
+        sent = await publish(rows, **options)
         return [next(outcomes, outcome) for outcome in sent]
 
     monkeypatch.setattr(running.replica.relay, "_publish", doubtful)

@@ -241,7 +241,7 @@ async def test_tickets_that_never_arrived_do_not_keep_the_block_from_starting(
     assert await peak(watched, run_id) == 2
     assert sorted(counted.calls) == list(range(6))
     await gate_is_gone(watched, run_id)
-    assert first.replica.driver.database_ok
+    assert first.replica.health().status == "ok"
 
 
 async def test_tickets_that_come_again_after_a_lost_connection_are_not_sent_again(
@@ -316,9 +316,9 @@ def _lose_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each ticket lost by the broker after it was confirmed."""
     publish = Relay._publish
 
-    async def lossy(self: Relay, rows: Any) -> Any:
+    async def lossy(self: Relay, rows: Any, **options: Any) -> Any:
         kept = [row for row in rows if row.exchange != topology.GATES_EXCHANGE]
-        outcomes = iter(await publish(self, kept))
+        outcomes = iter(await publish(self, kept, **options))
         return [PublishOutcome.CONFIRMED if row.exchange == topology.GATES_EXCHANGE else next(outcomes) for row in rows]
 
     monkeypatch.setattr(Relay, "_publish", lossy)
@@ -328,9 +328,9 @@ def _hold_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no ticket confirmed."""
     publish = Relay._publish
 
-    async def slow(self: Relay, rows: Any) -> Any:
+    async def slow(self: Relay, rows: Any, **options: Any) -> Any:
         kept = [row for row in rows if row.exchange != topology.GATES_EXCHANGE]
-        outcomes = iter(await publish(self, kept))
+        outcomes = iter(await publish(self, kept, **options))
         return [PublishOutcome.UNKNOWN if row.exchange == topology.GATES_EXCHANGE else next(outcomes) for row in rows]
 
     monkeypatch.setattr(Relay, "_publish", slow)

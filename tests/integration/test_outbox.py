@@ -51,10 +51,10 @@ async def test_messages_of_which_nobody_knows_whether_they_arrived_are_sent_agai
     tries: list[UUID] = []
     publish = Relay._publish
 
-    async def doubtful(self: Relay, rows: Any) -> Any:
+    async def doubtful(self: Relay, rows: Any, **options: Any) -> Any:
         known = set(tries)
         tries.extend(row.message_id for row in rows)
-        outcomes = await publish(self, rows)
+        outcomes = await publish(self, rows, **options)
         first = [row.message_id not in known for row in rows]
         return [PublishOutcome.UNKNOWN if new else outcome for new, outcome in zip(first, outcomes, strict=True)]
 

@@ -45,7 +45,9 @@ class ScriptedBroker(MemoryBroker):
         self.open = asyncio.Event()
         self.open.set()
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> Sequence[PublishOutcome]:
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, timeout: float | None = None
+    ) -> Sequence[PublishOutcome]:
         self.published += messages
         self.batches.append(len(messages))
         await self.open.wait()

@@ -84,3 +84,12 @@ async def test_after_its_end_it_writes_nothing(stream: asyncio.StreamWriter, pie
     writer.write(b"b")
     await writer.flushed()
     assert pieces == []
+
+
+async def test_writing_to_a_stream_that_was_ended_is_like_writing_to_a_lost_connection(
+    stream: asyncio.StreamWriter,
+) -> None:
+    writer = FrameWriter(stream)
+    stream.write_eof()  # as aiormq does when the broker closes the connection
+    writer.write(b"a")
+    await writer.flushed()

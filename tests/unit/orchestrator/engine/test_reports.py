@@ -19,7 +19,6 @@ from orchestrator.engine.inputs import (
     TaskUndeliverable,
 )
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.reports import SILENT_AFTER
 from orchestrator.engine.state import RunState, Wanted
 from schemas.messages import AgentError
 from schemas.statuses import ReportStatus, StepStatus
@@ -322,8 +321,11 @@ def test_only_a_task_that_nobody_has_taken_is_undeliverable(row: StepExecution) 
     assert decided(known(row), undeliverable()) == UNKNOWN_TASK
 
 
+SILENT_AFTER = timedelta(seconds=90)
+
+
 def lost() -> TaskUndeliverable:
-    return TaskUndeliverable(RUN, "step", TASK, codes.WORKER_LOST)
+    return TaskUndeliverable(RUN, "step", TASK, codes.WORKER_LOST, SILENT_AFTER)
 
 
 @pytest.mark.parametrize(

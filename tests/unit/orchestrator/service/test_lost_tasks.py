@@ -4,6 +4,8 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from tests.services.waiting import eventually
 
 TASK = AgentTask(task_id=uuid.uuid4(), run_id=uuid.uuid4(), step_id="step", agent_name="a", attempt=1, input=None)
 LOST = TaskUndeliverable(TASK.run_id, "step", TASK.task_id, "worker_lost")
+JUDGED = replace(LOST, silent_after=timedelta(seconds=90))  # three times what the reconciler's patience is by default
 
 
 def death(reason: str) -> dict[str, Any]:
@@ -104,7 +107,7 @@ async def test_an_attempt_that_is_over_is_judged_once(answer: Answer) -> None:
     tasks = pending(driver, letter({"x-death": [death("delivery_limit")]}), letter({}))
     assert await tasks.run_once() == 0
     assert await tasks.run_once() == 0
-    assert driver.driven == [[LOST]]
+    assert driver.driven == [[JUDGED]]
 
 
 async def test_an_attempt_whose_worker_is_heard_of_is_judged_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +122,7 @@ async def test_the_same_dead_letter_twice_is_one_task_to_judge() -> None:
     driver = Driver(HEARD_FROM, HEARD_FROM)
     same = letter({"x-death": [death("delivery_limit")]})
     assert await pending(driver, same, same).run_once() == 1
-    assert driver.driven == [[LOST]]
+    assert driver.driven == [[JUDGED]]
 
 
 async def test_many_are_judged_a_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

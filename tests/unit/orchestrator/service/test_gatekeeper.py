@@ -1,0 +1,123 @@
+"""The holder of a gate and the tickets in its hands, over the in-memory broker."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from messaging import topology
+from messaging.memory import MemoryBroker
+from messaging.port import OutgoingMessage, PublishOutcome
+from orchestrator.engine.decision import Verdict
+from orchestrator.service.batch import Answer, Committed
+from orchestrator.service.gatekeeper import Gatekeeper, HeldGate
+from orchestrator.service.health import DatabaseWatch
+from orchestrator.service.notices import GateTicket
+from orchestrator.storage.changes import GateRow
+from schemas.codec import encode
+from tests.services.waiting import eventually
+
+KEY = (uuid.uuid4(), "block")
+QUEUE = topology.gate_queue(*KEY)
+
+
+class Driver:
+    """Answers each ticket with one verdict."""
+
+    def __init__(self, verdict: Verdict = Verdict.DUPLICATE) -> None:
+        self.asked: list[str] = []
+        self.database = DatabaseWatch()
+        self._verdict = verdict
+
+    async def drive(self, inputs: Sequence[Any]) -> list[Answer]:
+        self.asked += [event.step_id for event in inputs]
+        return [Answer(self._verdict, "") for _ in inputs]
+
+
+class Storage:
+    """Knows no gate, and whether the block is over."""
+
+    def __init__(self) -> None:
+        self.block_is_over = False
+        self.looking = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def take_leases(self, replica_id: str) -> list[Any]:
+        self.looking.set()
+        await self.go_on.wait()
+        return []
+
+    async def branches_over(self, run_id: uuid.UUID, step_ids: Sequence[str]) -> frozenset[str]:
+        return frozenset(step_ids if self.block_is_over else ())
+
+    async def release_leases(self, replica_id: str) -> None:
+        pass
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[MemoryBroker]:
+    broker = MemoryBroker()
+    await broker.connect()
+    await broker.declare(topology.EXCHANGES, [])
+    yield broker
+    await broker.close()
+
+
+@pytest.fixture
+async def keeper(broker: MemoryBroker) -> AsyncIterator[Gatekeeper]:
+    keeper = Gatekeeper(Storage(), broker, Driver(), "me")  # type: ignore[arg-type]
+    yield keeper
+    await keeper.close()
+
+
+async def send_ticket(broker: MemoryBroker, step_id: str) -> None:
+    body = encode(GateTicket(run_id=KEY[0], block_id=KEY[1], step_id=step_id))
+    message = OutgoingMessage(topology.GATES_EXCHANGE, topology.gate_key(*KEY), "GateTicket", str(uuid.uuid4()), body)
+    assert await broker.publish([message]) == [PublishOutcome.CONFIRMED]
+
+
+def opened() -> Committed:
+    return Committed(answers=[], gates=[GateRow(*KEY, 2, "me")])
+
+
+async def test_a_ticket_that_was_sent_twice_is_acked_twice_when_its_branch_has_ended(broker: MemoryBroker) -> None:
+    driver = Driver()
+    gate = HeldGate(KEY, await broker.consume(QUEUE, prefetch=2), driver)  # type: ignore[arg-type]
+    await send_ticket(broker, "a")
+    await eventually(lambda: driver.asked == ["a"])
+    gate.branches_dispatched(["a"])
+    await send_ticket(broker, "a")
+    await send_ticket(broker, "b")
+    await eventually(lambda: broker.server.unsettled(QUEUE.name) == 2)
+    await gate.branches_ended(["a"])
+    await eventually(lambda: "b" in gate.held)
+    assert gate.held == ["b"]
+    assert broker.server.unsettled(QUEUE.name) == 1
+    await gate.close()
+
+
+@pytest.mark.parametrize("over", [True, False])
+async def test_a_gate_that_was_opened_too_late_goes_with_its_queue_if_its_block_is_over(
+    broker: MemoryBroker, keeper: Gatekeeper, over: bool
+) -> None:
+    keeper._storage.block_is_over = over  # type: ignore[attr-defined]
+    await keeper.open_gates(opened())
+    await keeper.run_once()
+    assert keeper.held == 0
+    assert (QUEUE.name in broker.server.queue_names) is not over, "another replica works on an open block's queue"
+
+
+async def test_a_gate_that_is_opened_while_the_leases_are_read_is_not_taken_for_lost(
+    broker: MemoryBroker, keeper: Gatekeeper
+) -> None:
+    storage: Any = keeper._storage
+    storage.go_on.clear()
+    reading = asyncio.create_task(keeper.run_once())
+    await eventually(storage.looking.is_set)
+    await keeper.open_gates(opened())
+    storage.go_on.set()
+    await reading
+    assert keeper.held == 1
