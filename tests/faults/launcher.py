@@ -154,6 +154,7 @@ def launch(
 ) -> Service:
     """Fork a service of the cluster, and do not wait for anything."""
     log = cluster.directory / f"service-{len(cluster.services)}.log"
+    log.touch()  # the test may read it before the process writes it
     process = _forkserver().Process(
         target=_run_forked,
         args=(str(log), {**cluster.environment, **environment}, fault, number, command, arguments),

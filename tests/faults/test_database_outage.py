@@ -82,8 +82,8 @@ def test_all_runs_complete_though_all_backends_are_terminated_again_and_again(
 
     recovery.injected()
     for _ in range(5):
+        wait_until(lambda: mortal_postgres.terminate_backends(shaky.database_url) > 0, 20, lambda: logs(shaky))
         done = traffic.completed_branches()
-        assert mortal_postgres.terminate_backends(shaky.database_url) > 0
         wait_until(lambda done=done: traffic.completed_branches() > done, 20, lambda: logs(shaky))  # type: ignore[misc]
     recovery.ended()
 
