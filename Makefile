@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
+# Tests mostly wait for brokers and databases. Each process starts its own, so more of them than this do not pay.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help run test test-unit test-slow simulate lint schemas bench clean
@@ -22,7 +25,7 @@ run: $(VENV)/.embedded  ## Run the example workflow here, with nothing else inst
 	@$(BIN)/forkjoin run examples/parallel_workflow_example.json --input @examples/parallel_workflow_input.json
 
 test: lint  ## Check style, types and layers, then run all tests but the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-unit: $(VENV)/.test  ## Run the tests that need neither RabbitMQ nor Postgres, in seconds
 	@$(BIN)/python -m pytest tests/unit

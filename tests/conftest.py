@@ -12,10 +12,9 @@ from tests.services.postgres import Postgres
 from tests.services.rabbitmq import RabbitMQ
 from tests.services.sources import Announce, Unavailable
 from tests.services.waiting import eventually as wait_eventually
+from tests.summary import note, noted
 
 Eventually = Callable[..., Awaitable[Any]]
-
-_SERVICES: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +56,25 @@ def eventually() -> Eventually:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say once more what the tests ran against."""
-    taken = config.stash.get(_SERVICES, [])
-    if taken:
-        terminalreporter.section("services")
-        for line in taken:
+    """Say once more what the tests ran against, and what they measured."""
+    for section, lines in noted(config).items():
+        terminalreporter.section(section)
+        for line in lines:
             terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the lines over, in a process of a parallel run."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["noted"] = noted(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over the lines of a process that has ended; those of one that died are lost with it."""
+    for section, lines in getattr(node, "workeroutput", {}).get("noted", {}).items():
+        for line in lines:
+            note(node.config, section, line)
 
 
 def _take(config: pytest.Config, name: str, take: Callable[[Announce], Any]) -> Any:
@@ -75,7 +87,7 @@ def _take(config: pytest.Config, name: str, take: Callable[[Announce], Any]) -> 
     if missing:
         pytest.fail(missing, pytrace=False)
     line = f"{name}: {service.origin}, ready after {time.monotonic() - started:.1f} s"
-    config.stash.setdefault(_SERVICES, []).append(line)
+    note(config, "services", line)
     _show(config, line)
     return service
 

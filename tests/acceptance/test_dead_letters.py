@@ -29,6 +29,7 @@ def publish(cluster: Cluster, *bodies: bytes, **properties: Any) -> None:
     """Send requests as a client in any language does."""
     connection = pika.BlockingConnection(pika.URLParameters(cluster.amqp_url))
     channel = connection.channel()
+    channel.confirm_delivery()  # without it, what a channel has just sent may be lost with the channel
     for body in bodies:
         channel.basic_publish("", "orchestrator.runs", body, pika.BasicProperties(**properties))
     connection.close()

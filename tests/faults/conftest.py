@@ -3,7 +3,7 @@
 import pytest
 
 from tests.acceptance.conftest import cluster
-from tests.faults.recovery import Recovery, measured
+from tests.faults.recovery import Recovery
 
 __all__ = ["cluster"]
 
@@ -25,12 +25,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def recovery(request: pytest.FixtureRequest) -> Recovery:
     """Takes the times after the fault of this test."""
     return Recovery(request.config, request.node.name.removeprefix("test_").replace("_", " "))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """List all times of recovery."""
-    lines = measured(config)
-    if lines:
-        terminalreporter.section("recovery")
-        for line in lines:
-            terminalreporter.write_line(line)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-_MEASURED: pytest.StashKey[list[str]] = pytest.StashKey()
+from tests import summary
 
 
 @dataclass
@@ -32,9 +32,4 @@ class Recovery:
             times.insert(0, f"lasted {self.over - self.began:.1f} s")
         line = f"{self.fault}: {', '.join(times)}"
         print(line)
-        self.config.stash.setdefault(_MEASURED, []).append(line)
-
-
-def measured(config: pytest.Config) -> list[str]:
-    """Return the lines of all recoveries of this session."""
-    return config.stash.get(_MEASURED, [])
+        summary.note(self.config, "recovery", line)

@@ -473,6 +473,8 @@ def publish_with_pika(url: str, queue: str, body: bytes, **properties: Any) -> N
     """Publish as another client does, which can write headers that we only read, and gives no message id."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     try:
-        connection.channel().basic_publish("", queue, body, pika.BasicProperties(**properties))
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish("", queue, body, pika.BasicProperties(**properties))
     finally:
         connection.close()

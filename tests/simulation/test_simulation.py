@@ -13,7 +13,7 @@ from tests.simulation.bugs import BUGS
 from tests.simulation.clock import Stuck, VirtualLoop
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 2_000  # shared by as many processes as there are cores
+SEEDS = 3_000  # shared by as many processes as there are cores
 SEEDS_FOR_A_BUG = 600
 
 
