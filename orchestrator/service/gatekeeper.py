@@ -1,16 +1,15 @@
 """The gates that this replica holds: leases, and the gate queues behind them.
 
 A replica holds a gate by a lease in Postgres, renewed long before it lapses; when it dies another takes over. For each
-gate it holds it consumes the gate queue with prefetch = max_parallelism. A delivery stands for a branch: it stays
-unsettled while the branch waits or runs and is acked when the branch has ended, and that ack makes RabbitMQ deliver
-the next. Whether a branch may run is decided in Postgres (`orchestrator.engine.gate`); the queue only paces.
+gate it holds it consumes the gate queue with prefetch = max_parallelism. Whether a branch may run is decided in
+Postgres (`orchestrator.engine.gate`); the queue only paces.
 
 Branches end in any replica. The holder hears of it in process, or by a notice to its own queue; a lost notice is made
 up for by the reconciliation of the next lease round.
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -18,118 +17,23 @@ import structlog
 
 from messaging import topology
 from messaging.crash_points import reach
-from messaging.port import Broker, Consumer, ConsumerClosed, DeadLetterReason, Delivery, OutgoingMessage
-from orchestrator.engine.decision import Verdict
-from orchestrator.engine.inputs import BranchArrived, SlotsFree
+from messaging.port import Broker, OutgoingMessage
+from orchestrator.engine.inputs import SlotsFree
+from orchestrator.errors import RunLocked
 from orchestrator.service.batch import Committed, GateChange
 from orchestrator.service.driver import Driver
-from orchestrator.service.notices import GateNotice, GateTicket
+from orchestrator.service.held_gate import GateKey, HeldGate
+from orchestrator.service.notices import GateNotice
 from orchestrator.storage.database import is_lost_connection
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.port import Storage
-from schemas.codec import decode, encode
-from schemas.errors import MessageRefused
+from schemas.codec import encode
 
 log = structlog.get_logger(__name__)
 
 LEASE_ROUND_SECONDS: Final = 1.5  # well within a lease, so that one late round does not lose it
 NOTICE_SECONDS: Final = 0.05  # what changed meanwhile is told together
-ASK_SECONDS: Final = 0.25  # for so long a ticket may wait to hear whether its branch runs
 MAX_PREFETCH: Final = 65_535  # AMQP's; above it the window is open, and the count alone limits
-MAX_TICKETS: Final = 500  # answered in one transaction
-
-GateKey = tuple[UUID, str]
-
-
-class HeldGate:
-    """One gate that this replica holds, and the tickets in its hands."""
-
-    def __init__(self, key: GateKey, consumer: Consumer, driver: Driver) -> None:
-        self.key = key
-        self._consumer = consumer
-        self._driver = driver
-        self._held: dict[str, list[Delivery]] = {}  # a ticket that was sent twice is delivered twice
-        self._dispatched: set[str] = set()  # known to run, whether or not their tickets have arrived
-        self._asked = False
-        self._later: set[asyncio.Task[None]] = set()
-        self._task = asyncio.create_task(self._run(), name=f"gate {key[0]}.{key[1]}")
-
-    @property
-    def held(self) -> Sequence[str]:
-        """The branches whose tickets are in hand."""
-        return list(self._held)
-
-    def branches_dispatched(self, step_ids: Iterable[str]) -> None:
-        """Remember branches that got a slot: their tickets, when they arrive, are held without asking."""
-        self._dispatched.update(step_ids)
-
-    async def branches_ended(self, step_ids: Collection[str]) -> None:
-        """Ack the tickets of branches that have ended; each ack lets RabbitMQ deliver the next."""
-        self._dispatched.difference_update(step_ids)
-        await self._consumer.ack([delivery for step_id in step_ids for delivery in self._held.pop(step_id, ())])
-        reach("gate.tickets_acked", step_ids)
-
-    async def close(self) -> None:
-        """Let go: what is held goes back to the queue, for the next holder."""
-        await self._consumer.close()
-        tasks = (self._task, *self._later)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether it stopped by an error, and must be opened anew."""
-        return self._task.done()
-
-    async def _run(self) -> None:
-        try:
-            while True:
-                await self._take(await self._consumer.receive(MAX_TICKETS))
-        except ConsumerClosed:
-            return
-        except Exception:
-            log.exception("A gate stopped; it is opened anew", action="gate_failed", gate=str(self.key))
-            raise
-
-    async def _take(self, deliveries: Sequence[Delivery]) -> None:
-        arrived = []
-        for delivery in deliveries:
-            try:
-                ticket = decode(GateTicket, delivery.body)
-            except MessageRefused as refused:
-                await self._consumer.dead_letter(delivery, DeadLetterReason(refused.code, str(refused)))
-                continue
-            # In hand before anything is asked: its branch may end at any moment from now on.
-            self._held.setdefault(ticket.step_id, []).append(delivery)
-            reach("gate.ticket_held", ticket.step_id)
-            if ticket.step_id not in self._dispatched:
-                arrived.append(ticket.step_id)
-        if arrived and self._asked:
-            # A notice about them is probably on its way.
-            task = asyncio.create_task(self._ask_later(arrived))
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
-        elif arrived:
-            self._asked = True
-            await self._ask(arrived)
-
-    async def _ask_later(self, arrived: Sequence[str]) -> None:
-        await asyncio.sleep(ASK_SECONDS)
-        unknown = [step_id for step_id in arrived if step_id in self._held and step_id not in self._dispatched]
-        if not unknown:
-            return
-        try:
-            await self._ask(unknown)
-        except Exception:
-            # The tickets stay in hand, and the next lease round looks after them.
-            log.exception("Tickets could not be asked about", action="gate_question_failed", gate=str(self.key))
-
-    async def _ask(self, arrived: Sequence[str]) -> None:
-        run_id, block_id = self.key
-        answers = await self._driver.drive([BranchArrived(run_id, block_id, step_id) for step_id in arrived])
-        answered = zip(arrived, answers, strict=True)
-        await self.branches_ended([step_id for step_id, answer in answered if answer.verdict is Verdict.STALE])
 
 
 class Gatekeeper:
@@ -179,7 +83,10 @@ class Gatekeeper:
             await self._leave(key)
         for key, lease in leases.items():
             reach("gate.lease_taken", key[1])
-            await self._tend(key, lease)
+            try:
+                await self._tend(key, lease)
+            except RunLocked:  # the other gates are not to wait for this one
+                log.info("Somebody keeps a run locked; its gate waits", action="gate_waits", gate=str(key))
 
     async def take_notice(self, notice: GateNotice) -> None:
         """Act on what a transaction of this or another replica changed."""

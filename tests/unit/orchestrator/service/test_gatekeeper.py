@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from messaging import topology
 from messaging.memory import MemoryBroker
 from messaging.port import OutgoingMessage, PublishOutcome
 from orchestrator.engine.decision import Verdict
+from orchestrator.errors import RunLocked
 from orchestrator.service.batch import Answer, Committed
-from orchestrator.service.gatekeeper import Gatekeeper, HeldGate
+from orchestrator.service.gatekeeper import Gatekeeper
 from orchestrator.service.health import DatabaseWatch
+from orchestrator.service.held_gate import HeldGate
 from orchestrator.service.notices import GateTicket
 from orchestrator.storage.changes import GateRow
 from schemas.codec import encode
@@ -29,10 +32,18 @@ class Driver:
     def __init__(self, verdict: Verdict = Verdict.DUPLICATE) -> None:
         self.asked: list[str] = []
         self.database = DatabaseWatch()
+        self.is_locked_out = False
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.answered = 0
         self._verdict = verdict
 
     async def drive(self, inputs: Sequence[Any]) -> list[Answer]:
         self.asked += [event.step_id for event in inputs]
+        if self.is_locked_out:
+            raise RunLocked("somebody keeps a run locked")
+        await self.go_on.wait()
+        self.answered += 1
         return [Answer(self._verdict, "") for _ in inputs]
 
 
@@ -97,6 +108,34 @@ async def test_a_ticket_that_was_sent_twice_is_acked_twice_when_its_branch_has_e
     assert gate.held == ["b"]
     assert broker.server.unsettled(QUEUE.name) == 1
     await gate.close()
+
+
+async def test_a_locked_run_leaves_its_gate_open_and_its_tickets_in_hand(broker: MemoryBroker) -> None:
+    driver = Driver()
+    driver.is_locked_out = True
+    gate = HeldGate(KEY, await broker.consume(QUEUE, prefetch=2), driver)  # type: ignore[arg-type]
+    with capture_logs() as lines:
+        await send_ticket(broker, "a")
+        await eventually(lambda: driver.asked == ["a"])
+        await send_ticket(broker, "b")
+        await eventually(lambda: driver.asked == ["a", "b"])
+    assert gate.held == ["a", "b"]
+    assert not gate.is_broken
+    assert {line["action"] for line in lines} == {"gate_waits"}
+    await gate.close()
+
+
+async def test_a_question_that_is_under_way_is_answered_before_its_gate_is_given_up(broker: MemoryBroker) -> None:
+    driver = Driver()
+    driver.go_on.clear()
+    gate = HeldGate(KEY, await broker.consume(QUEUE, prefetch=2), driver)  # type: ignore[arg-type]
+    await send_ticket(broker, "a")
+    await eventually(lambda: driver.asked == ["a"])
+    closing = asyncio.create_task(gate.close())
+    await eventually(lambda: not broker.server.unsettled(QUEUE.name))
+    driver.go_on.set()
+    await closing
+    assert driver.answered == 1, "what follows its commit would wait for the sweep"
 
 
 @pytest.mark.parametrize("over", [True, False])
