@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -45,7 +46,7 @@ from schemas.messages import RunRequest, RunResult
 from schemas.statuses import ResultStatus
 from tests.conftest import Eventually
 from tests.integration.by_hand import driver_without_relay
-from tests.integration.documents import agent, workflow
+from tests.integration.documents import agent, block, workflow
 from tests.integration.system import SECONDS, System
 from tests.services.rabbitmq import RabbitMQ
 
@@ -443,20 +444,12 @@ def refuse_storing(monkeypatch: pytest.MonkeyPatch, is_refused: Any) -> list[Any
 async def test_what_a_policy_of_the_broker_dead_letters_can_be_replayed_too(
     system: System, rabbitmq: RabbitMQ, amqp_url: str
 ) -> None:
-    if rabbitmq.management is None:
-        pytest.skip("needs RabbitMQ's management API")
-    vhost = quote(unquote(urlsplit(amqp_url).path[1:]), safe="")
-    policy = {
-        "pattern": "^mine$",
-        "definition": {"message-ttl": 1, "dead-letter-exchange": topology.DEAD_LETTERS_EXCHANGE},
-        "apply-to": "queues",
-    }
     await system.start_replica()
     await system.broker.declare([Exchange("mine", ExchangeKind.DIRECT)], [MINE])
-    await asyncio.to_thread(rabbitmq.management.call, "PUT", f"/policies/{vhost}/mine", policy)
+    await set_policy(rabbitmq, amqp_url, "mine", {"message-ttl": 1})
     await asyncio.to_thread(publish_with_pika, amqp_url, "mine", b"late", type="T", headers={"kept": b"\xff\0"})
     [letter] = await system.stored_dead_letters(1)
-    await asyncio.to_thread(rabbitmq.management.call, "DELETE", f"/policies/{vhost}/mine")
+    await set_policy(rabbitmq, amqp_url, "mine", None)
     assert (letter["queue"], letter["routing_key"], letter["code"]) == ("mine", "mine", "broker_expired")
     assert letter["dead_lettered_at"] is not None
     assert "x-death" in letter["headers"]
@@ -467,6 +460,44 @@ async def test_what_a_policy_of_the_broker_dead_letters_can_be_replayed_too(
         await consumer.ack([again])
     assert (again.body, again.type, again.headers) == (b"late", "T", {"kept": b"\xff\0"})
     await system.quiet()
+
+
+@pytest.mark.parametrize("brokers", ["rabbitmq"], indirect=True)
+async def test_a_branch_whose_task_the_broker_gives_up_fails_as_worker_lost_and_its_sibling_completes(
+    system: System, rabbitmq: RabbitMQ, amqp_url: str
+) -> None:
+    queue = topology.agent_queue("lost")
+    await system.start_replica()
+    await system.start_worker(echo)
+    await system.broker.declare(topology.EXCHANGES, [queue])
+    await set_policy(rabbitmq, amqp_url, queue.name, {"delivery-limit": 2})
+    steps = {"block": block(["gone", "done"]), "gone": agent("lost"), "done": agent("echo")}
+    run_id = await system.submit(workflow(steps))
+    for _ in range(3):  # once, and twice more
+        async with consuming(system, queue) as consumer:
+            await received(consumer)  # and its worker dies: it goes back unsettled
+    assert await system.ended(run_id) == "FAILED"
+    rows = await system.steps(run_id)
+    assert (rows["gone"]["status"], rows["gone"]["error"]["code"]) == ("FAILED", "worker_lost")
+    assert rows["done"]["status"] == "COMPLETED"
+    [letter] = await system.stored_dead_letters(1)
+    assert (letter["queue"], letter["code"]) == (queue.name, "broker_delivery_limit")
+
+
+async def set_policy(rabbitmq: RabbitMQ, url: str, queue: str, definition: dict[str, Any] | None) -> None:
+    """Have the broker dead-letter what a queue gives up, or no more."""
+    if rabbitmq.management is None:
+        pytest.skip("needs RabbitMQ's management API")
+    path = f"/policies/{quote(unquote(urlsplit(url).path[1:]), safe='')}/tested"
+    if definition is None:
+        await asyncio.to_thread(rabbitmq.management.call, "DELETE", path)
+        return
+    policy = {
+        "pattern": f"^{re.escape(queue)}$",
+        "definition": {"dead-letter-exchange": topology.DEAD_LETTERS_EXCHANGE, **definition},
+        "apply-to": "queues",
+    }
+    await asyncio.to_thread(rabbitmq.management.call, "PUT", path, policy)
 
 
 def publish_with_pika(url: str, queue: str, body: bytes, **properties: Any) -> None:
