@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from messaging.port import Consumer
+from messaging.port import Consumer, PublishOutcome
 from orchestrator.engine import gate
 from orchestrator.engine.decide import decide
 from orchestrator.engine.decision import Decision, SendTask, Verdict
@@ -21,6 +21,7 @@ from orchestrator.service import batch
 from orchestrator.service.batch import Committed
 from orchestrator.service.driver import Driver
 from orchestrator.service.intake import Intake, Item
+from orchestrator.service.relay import Relay
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
 from tests.simulation.storage.locks import Locks
@@ -55,6 +56,17 @@ def ack_before_commit() -> Any:
         await drive(intake, consumer, items)
 
     return mock.patch.object(Intake, "_drive", acked)
+
+
+def unknown_taken_for_confirmed() -> Any:
+    """A message whose fate is not known counts as sent: what was lost on the way is never sent again."""
+    publish = Relay._publish
+
+    async def trusting(relay: Relay, rows: Sequence[OutboxRow], **options: Any) -> Sequence[PublishOutcome]:
+        outcomes = await publish(relay, rows, **options)
+        return [PublishOutcome.CONFIRMED if one is PublishOutcome.UNKNOWN else one for one in outcomes]
+
+    return mock.patch.object(Relay, "_publish", trusting)
 
 
 def limit_by_the_queue_alone() -> Any:
@@ -117,6 +129,7 @@ BUGS: dict[str, Patch] = {
         no_outbox,
         no_lock,
         ack_before_commit,
+        unknown_taken_for_confirmed,
         limit_by_the_queue_alone,
         forward_on_redelivery,
         duplicate_ignored_without_driving_on,
