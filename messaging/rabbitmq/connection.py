@@ -22,7 +22,7 @@ from messaging.port import BrokerUnavailable
 from messaging.rabbitmq.backoff import Pauses, backoff
 from messaging.rabbitmq.failures import ChannelLost, ConnectionRefused, connecting, reason, using_channel
 from messaging.rabbitmq.outage import Outage
-from messaging.rabbitmq.tolerance import tolerate_unreadable_properties
+from messaging.rabbitmq.router import FrameRouter
 from messaging.rabbitmq.transport import DroppableTransport
 from messaging.rabbitmq.writer import FrameWriter
 
@@ -30,8 +30,6 @@ log = structlog.get_logger(__name__)
 
 _CONNECT_TIMEOUT: Final = 15.0  # seconds for one attempt
 _CLOSE_TIMEOUT: Final = 2.0
-# aiormq's buffer between socket and channel: with its own 10 the two tasks change turns every third message.
-_FRAME_BUFFER: Final = 1_000
 
 OnConnected = Callable[["Session"], Awaitable[None]]
 
@@ -42,11 +40,12 @@ class Session:
 
     connection: AbstractConnection
     writer: FrameWriter
+    router: FrameRouter
 
     async def open_channel(self, *, confirms: bool = False) -> Channel:
         """Open a channel. Raises ChannelLost when the connection ends meanwhile."""
         with using_channel("opening a channel"):
-            channel = await self.connection.channel(publisher_confirms=confirms, frame_buffer_size=_FRAME_BUFFER)
+            channel = await self.connection.channel(publisher_confirms=confirms)
         return cast("Channel", channel)  # annotated with its abstract class
 
     @asynccontextmanager
@@ -105,7 +104,6 @@ class Connection:
         if self._started:
             return
         self._started = True
-        tolerate_unreadable_properties()
         try:
             opened = await self._connect(endless=False)
         except BaseException:
@@ -186,7 +184,8 @@ class Connection:
 
     async def _welcome(self, opened: aio_pika.Connection) -> None:
         connection = _underlying(opened)
-        session = Session(connection, FrameWriter(self._transport.stream))
+        self._transport.router.require_fed()
+        session = Session(connection, FrameWriter(self._transport.stream), self._transport.router)
         try:
             if self._on_connected is not None:
                 await self._on_connected(session)

@@ -1,8 +1,7 @@
 """One channel with one consumer, from its opening to its end.
 
-aiormq starts a task for each delivery. Here deliveries go straight into the inbox: the method of aiormq's channel that
-takes them in is replaced on the instance. Should a later aiormq no longer call it, the ordinary callback still brings
-every delivery, only slower.
+aiormq starts a task for each delivery. Here the router gives deliveries to us as they arrive, and they go straight into
+the inbox; aiormq's channel does what else there is: starting and cancelling the consumer, and noticing the end.
 """
 
 import asyncio
@@ -17,8 +16,9 @@ from pamqp import commands
 
 from messaging.inbox import Inbox
 from messaging.port import Delivery
+from messaging.rabbitmq.channel_reader import DELIVER, ChannelReader
 from messaging.rabbitmq.connection import Session, close_channel
-from messaging.rabbitmq.encoding import decode_delivery
+from messaging.rabbitmq.decoding import decode_delivery
 from messaging.rabbitmq.ending import CANCELLED, Ending, channel_ending
 from messaging.rabbitmq.failures import ChannelLost, using_channel
 from messaging.rabbitmq.settlement import Unsettled
@@ -41,14 +41,16 @@ class ConsumeChannel:
         self._cancelled = asyncio.get_running_loop().create_future()
         self._ended = False
         self._consumer_tag: str | None = None
-        channel._on_deliver_frame = self._on_deliver  # type: ignore[method-assign]
+        self._reader = ChannelReader(contents={DELIVER: self._on_deliver})
+        session.router.register(channel.number, self._reader)
+        channel.closing.add_done_callback(lambda _: session.router.unregister(channel.number, self._reader))
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
 
     async def consume(self, prefetch: int) -> None:
         """Set the window, then consume: AMQP applies it to consumers that start afterwards."""
         with using_channel(f'consuming queue "{self._queue}"'):
             await self._channel.basic_qos(prefetch_count=prefetch)
-            started = await self._channel.basic_consume(self._queue, self._on_message)
+            started = await self._channel.basic_consume(self._queue, _refuse)
         self._consumer_tag = started.consumer_tag
 
     async def cancel(self) -> None:
@@ -66,7 +68,7 @@ class ConsumeChannel:
 
     def settle(self, deliveries: Sequence[Delivery], encode: Callable[..., bytes]) -> int:
         """Write what settles *deliveries*; return how many of them this channel still had."""
-        if self._ended or self._channel.is_closed:
+        if self._ended or self._reader.is_closed or self._channel.is_closed:
             return 0
         number = self._channel.number
         tags = {tag for channel, tag in (delivery.tag for delivery in deliveries) if channel == self._id}
@@ -96,21 +98,17 @@ class ConsumeChannel:
                 await self._writer.flushed()
                 await close_channel(self._channel)
 
-    async def _on_deliver(self, frame: commands.Basic.Deliver) -> None:
-        header = await self._channel._get_frame()
-        self._take(frame, await self._channel._read_content(frame, header))  # type: ignore[arg-type]  # a header follows
-
-    async def _on_message(self, message: DeliveredMessage) -> None:
-        if isinstance(message.delivery, commands.Basic.Deliver):
-            self._take(message.delivery, message)
-
-    def _take(self, frame: commands.Basic.Deliver, message: DeliveredMessage) -> None:
+    def _on_deliver(self, arguments: bytes, header: bytes, body: bytes) -> None:
         if self._ended:
             return
-        delivery = decode_delivery(frame, message, queue=self._queue, channel=self._id)
+        delivery = decode_delivery(arguments, header, body, queue=self._queue, channel=self._id)
         self._unsettled.add(delivery.tag[1])
         self._inbox.put(delivery)
 
     def _on_cancel(self, _: commands.Basic.Cancel) -> None:
         if not self._cancelled.done():
             self._cancelled.set_result(None)
+
+
+async def _refuse(_: DeliveredMessage) -> None:
+    raise RuntimeError("a delivery came by way of aiormq, past messaging/rabbitmq/router.py; it stays unsettled")

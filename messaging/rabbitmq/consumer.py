@@ -4,7 +4,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
@@ -69,7 +68,7 @@ class RabbitmqConsumer:
     async def dead_letter(self, delivery: Delivery, reason: DeadLetterReason) -> None:
         """Move the message to the dead letters. Raises BrokerUnavailable as the port says."""
         message = dead_letter(delivery, reason, serial=uuid.uuid4().hex, at=datetime.now(UTC))
-        message = replace(message, headers=carriable_headers(message.headers))
+        message = message._replace(headers=carriable_headers(message.headers))
         require_confirmed(await self._publish_dead_letter(message), delivery)
         await self.ack([delivery])
 

@@ -1,10 +1,16 @@
 """What only the RabbitMQ adapter can get wrong: refusals, stalls, other clients' messages, secrets in logs."""
 
 import asyncio
+import importlib
+import shutil
+import ssl
 import struct
+import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiormq
@@ -34,6 +40,7 @@ from messaging.rabbitmq import RabbitmqBroker
 from messaging.topology import DEAD_LETTERS_EXCHANGE, DEAD_LETTERS_QUEUE
 from tests.conftest import Eventually
 from tests.contract.backends import RabbitmqBackend
+from tests.contract.proxy import Proxy
 from tests.services.management import Management
 from tests.services.rabbitmq import RabbitMQ
 
@@ -232,6 +239,137 @@ async def test_a_half_open_connection_is_noticed_and_replaced(backend: RabbitmqB
     await eventually(lambda: broker.connected)
     assert (await consumer.receive(1))[0].redelivered
     assert await broker.publish([message("nobody")]) == [RETURNED]
+
+
+# The way past aiormq
+
+
+@pytest.fixture
+def read_by_aiormq(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the frames that aiormq's channels read though the router should have taken them."""
+    seen: list[str] = []
+
+    def watch(method: str) -> None:
+        original = getattr(aiormq.Channel, method)
+
+        async def note(channel: aiormq.Channel, frame: Any) -> None:
+            seen.append(frame.name)
+            await original(channel, frame)
+
+        monkeypatch.setattr(aiormq.Channel, method, note)
+
+    for method in ("_on_deliver_frame", "_on_confirm_frame", "_on_return_frame"):
+        watch(method)
+    return seen
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate, with its key, that nobody trusts."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    made = tmp_path / "certificate.pem"
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command = ["openssl", "req", "-x509", *options, "-keyout", tmp_path / "key.pem", "-out", made]
+    subprocess.run(command, check=True, capture_output=True)
+    made.write_bytes(made.read_bytes() + (tmp_path / "key.pem").read_bytes())
+    return made
+
+
+class TlsProxy(Proxy):
+    """Takes TLS off, in front of a broker that has none."""
+
+    def __init__(self, host: str, port: int, certificate: Path) -> None:
+        super().__init__(host, port)
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._context.load_cert_chain(certificate)
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._context)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+
+@asynccontextmanager
+async def behind_tls(url: str, certificate: Path) -> AsyncIterator[str]:
+    proxy = TlsProxy(URL(url).host or "", URL(url).port or 5672, certificate)
+    await proxy.start()
+    secured = URL(url).with_scheme("amqps").with_host("127.0.0.1").with_port(proxy.port)
+    yield str(secured.update_query(no_verify_ssl="1"))
+    await proxy.stop()
+
+
+async def round_trips(url: str, count: int) -> None:
+    """Publish, have one returned, consume and ack."""
+    broker = RabbitmqBroker(url, name="test")
+    await broker.connect()
+    consumer = await broker.consume(WORK, prefetch=100)
+    sent = [message(body=b"%d" % number * 1_000) for number in range(count)]
+    assert await broker.publish([*sent, message("nobody")]) == [*[CONFIRMED] * count, RETURNED]
+    arrived: list[Delivery] = []
+    async with asyncio.timeout(15):
+        while len(arrived) < count:
+            some = await consumer.receive(100)
+            await consumer.ack(some)
+            arrived += some
+    assert [delivery.body for delivery in arrived] == [one.body for one in sent]
+    await broker.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_deliveries_confirms_and_returns_never_pass_aiormq(
+    amqp_url: str, read_by_aiormq: list[str], loop: str
+) -> None:
+    pytest.importorskip(loop)
+    await asyncio.to_thread(importlib.import_module(loop).run, round_trips(amqp_url, 300))
+    assert read_by_aiormq == []
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_nor_do_they_under_tls(amqp_url: str, certificate: Path, read_by_aiormq: list[str], loop: str) -> None:
+    pytest.importorskip(loop)
+    async with behind_tls(amqp_url, certificate) as url:
+        await asyncio.to_thread(importlib.import_module(loop).run, round_trips(url, 300))
+    assert read_by_aiormq == []
+
+
+async def test_what_many_publish_in_one_turn_leaves_together(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    await broker.declare([], [WORK])
+    assert await broker.publish([message()]) == [CONFIRMED]
+    stream, writes = (await broker._publishing.session()).writer._stream, []
+    write = stream.write
+    monkeypatch.setattr(stream, "write", lambda data: (writes.append(data), write(data)))
+    outcomes = await asyncio.gather(*(broker.publish([message()]) for _ in range(50)))
+    assert outcomes == [[CONFIRMED]] * 50
+    assert len([data for data in writes if b"AgentTask" in data]) == 1
+
+
+async def test_an_asyncio_that_hands_over_its_bytes_otherwise_is_told_at_once(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = asyncio.StreamReader.feed_data
+    monkeypatch.setattr(
+        asyncio.StreamReaderProtocol, "data_received", lambda protocol, data: feed(protocol._stream_reader, data)
+    )
+    broker = RabbitmqBroker(amqp_url, name="test")
+    with pytest.raises(RuntimeError, match="feed_data"):
+        await broker.connect()
+
+
+async def test_a_broker_that_sends_nonsense_is_left_and_connected_to_again(
+    backend: RabbitmqBackend, eventually: Eventually
+) -> None:
+    broker = await backend.client()
+    consumer = await broker.consume(WORK, prefetch=1)
+    channel = consumer._channel
+    assert channel is not None
+    deliver = marshal(commands.Basic.Deliver("tag", 1, False, "", "work"), channel._channel.number)
+    with capture_logs() as lines:
+        (await broker._consuming.session()).router.feed(deliver * 2)
+        await eventually(lambda: "broker_connection_restored" in actions(lines))
+    assert "frame_out_of_place" in actions(lines)
+    assert await broker.publish([message(body=b"after")]) == [CONFIRMED]
+    async with asyncio.timeout(15):
+        assert [delivery.body for delivery in await consumer.receive(1)] == [b"after"]
 
 
 # Permissions

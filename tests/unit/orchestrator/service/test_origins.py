@@ -29,7 +29,7 @@ DEATH = {
 
 def by_us(reason: DeadLetterReason = REASON, serial: str = "1", **fields: Any) -> Delivery:
     """A delivery from the dead-letter queue of what a service dead-lettered."""
-    message = dead_letter(replace(FAILED, **fields), reason, serial=serial, at=NOW)
+    message = dead_letter(FAILED._replace(**fields), reason, serial=serial, at=NOW)
     return arrived(
         type=message.type or None, message_id=message.message_id, body=message.body, headers=dict(message.headers),
         correlation_id=message.correlation_id, reply_to=message.reply_to,
@@ -38,7 +38,7 @@ def by_us(reason: DeadLetterReason = REASON, serial: str = "1", **fields: Any) -
 
 def arrived(**fields: Any) -> Delivery:
     place = {"queue": "orchestrator.dead-letters", "exchange": "orchestrator.dead-letters"}
-    return replace(FAILED, **{**place, **fields})
+    return FAILED._replace(**{**place, **fields})
 
 
 def stored(delivery: Delivery) -> NewDeadLetter:
@@ -56,7 +56,7 @@ def test_what_a_service_dead_lettered_is_what_it_was_before() -> None:
 
 
 def test_the_key_is_that_of_the_dead_lettering() -> None:
-    first, again = stored(by_us()), stored(replace(by_us(), redelivered=True))
+    first, again = stored(by_us()), stored(by_us()._replace(redelivered=True))
     assert first.key == again.key
     assert first.key != stored(by_us(serial="2")).key
     assert not first.is_new, "its id is unique, so the same key is the same dead letter"
@@ -64,7 +64,7 @@ def test_the_key_is_that_of_the_dead_lettering() -> None:
 
 def test_a_count_of_deliveries_of_the_dead_letter_changes_nothing() -> None:
     for delivery in (by_us(), arrived(headers={"x-death": [DEATH]})):
-        counted = replace(delivery, headers={**delivery.headers, "x-delivery-count": 3}, redelivered=True)
+        counted = delivery._replace(headers={**delivery.headers, "x-delivery-count": 3}, redelivered=True)
         assert replace(stored(counted), is_new=True) == replace(stored(delivery), is_new=True)
 
 
@@ -81,7 +81,7 @@ def test_a_dead_letter_that_the_broker_dead_lettered_again_keeps_its_first_origi
     circle = DEATH | {"queue": "orchestrator.dead-letters"}
     assert stored(arrived(headers={"x-death": [circle, DEATH]})).queue == "agent.a"
     ours = by_us()
-    again = replace(ours, headers={**ours.headers, "x-death": [circle]})
+    again = ours._replace(headers={**ours.headers, "x-death": [circle]})
     assert (stored(again).queue, stored(again).key) == ("agent.a", stored(ours).key)
 
 
@@ -153,9 +153,9 @@ def test_messages_that_are_alike_have_different_keys_within_a_batch() -> None:
     letters = to_dead_letters([alike, by_us(), alike, alike])
     assert len({letter.key for letter in letters}) == 4
     assert [letter.key for letter in letters] == [
-        letter.key for letter in to_dead_letters([replace(alike, redelivered=True), by_us(), alike, alike])
+        letter.key for letter in to_dead_letters([alike._replace(redelivered=True), by_us(), alike, alike])
     ]
-    assert stored(alike).key != stored(replace(alike, body=b"other")).key
+    assert stored(alike).key != stored(alike._replace(body=b"other")).key
 
 
 def test_the_same_dead_letter_twice_in_a_batch_has_one_key() -> None:
