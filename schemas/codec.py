@@ -5,10 +5,12 @@ Reading is strict, because what passes here is stored and sent on: see `schemas.
 
 import json
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from schemas.display import cut, kind, shown
 from schemas.errors import JsonRefused, MessageRefused, Problem
@@ -73,26 +75,72 @@ def encode(message: Message) -> bytes:
         ValueError: Its output or input holds NaN, Infinity or a lone surrogate, which JSON cannot carry.
         TypeError: It holds something that is no JSON value.
     """
-    return dump_json(_fields(message)).encode()
+    return _dump_strictly(plain_fields(message))
+
+
+def encode_checked(message: Message) -> bytes:
+    """Return a *message* whose input or output was read or checked as JSON, in a fraction of the time."""
+    return dump_checked(plain_fields(message))
 
 
 def dump_json(value: Any) -> str:
-    """Return *value* as compact JSON text. Raises as `encode` does."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+    """Return *value*, read or checked as JSON, or one model of ours, as compact JSON text. Raises as `encode` does."""
+    return dump_checked(plain_fields(value) if isinstance(value, BaseModel) else value).decode()
 
 
-def _fields(model: BaseModel) -> dict[str, Any]:
-    declared = type(model).model_fields
-    return {name: value for name, value in model.__dict__.items() if value is not None or declared[name].is_required()}
+def dump_checked(value: Any) -> bytes:
+    """Return *value* (what was read or checked as JSON, UUIDs) as compact UTF-8 JSON.
+
+    Pydantic's encoder takes a sixth of the time of Python's, and writes the same text; but it takes sets, and more that
+    is no JSON value. What it refuses goes to the strict encoder, which knows how to say why; so does NaN.
+    """
+    try:
+        body = to_json(value)
+    except ValueError:
+        return _dump_strictly(value)
+    return _dump_strictly(value) if b"NaN" in body or b"Infinity" in body else body
+
+
+def _dump_strictly(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode()
+
+
+def plain_fields(model: BaseModel) -> dict[str, Any]:
+    """Return the fields of a message, or of a part of one, as they are written: without those that are absent."""
+    required = _required_fields(type(model))
+    return {
+        name: _without_models(value) for name, value in model.__dict__.items() if value is not None or name in required
+    }
+
+
+def _without_models(value: Any) -> Any:
+    # Pydantic would write their absent fields too. Models are where our messages declare them, and nowhere deeper.
+    if isinstance(value, BaseModel):
+        return plain_fields(value)
+    if isinstance(value, datetime):
+        return written_time(value)
+    if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        return [plain_fields(item) for item in value]
+    return value
+
+
+@cache
+def _required_fields(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(name for name, field in model.model_fields.items() if field.is_required())
+
+
+def written_time(time: datetime) -> str:
+    """Return a time as messages hold it."""
+    return time.astimezone(UTC).isoformat()
 
 
 def _plain(value: object) -> object:
     match value:
         case BaseModel():
-            return _fields(value)
+            return plain_fields(value)
         case UUID():
             return str(value)
         case datetime():
-            return value.astimezone(UTC).isoformat()
+            return written_time(value)
         case _:
             raise TypeError(f"a {type(value).__name__} is not a JSON value")

@@ -67,6 +67,9 @@ class Template:
         return self._node.resolve(scope)
 
 
+_NO_STEPS: Final[frozenset[str]] = frozenset()
+
+
 def compile_template(value: Any) -> Template:
     """Return *value* as a template.
 
@@ -88,7 +91,8 @@ def read_template(value: Any, at: Place = ()) -> Template:
     """
     reader = _Reader()
     node = reader.read(value, at, MAX_DEPTH)
-    steps = frozenset(placed.reference.step for placed in reader.references if placed.reference.step is not None)
+    referred = {placed.reference.step for placed in reader.references if placed.reference.step is not None}
+    steps = frozenset(referred) if referred else _NO_STEPS  # one for all of the many templates without any
     return Template(tuple(reader.references), tuple(reader.problems), steps, node)
 
 

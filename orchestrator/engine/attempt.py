@@ -1,7 +1,6 @@
 """An attempt: how one starts, with the input that its template and the run so far give it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -34,7 +33,7 @@ def new_step(run_id: UUID, plan: AgentPlan, scope: Scope, now: datetime) -> Step
         created_at=now,
     )
     try:
-        return replace(step, input=plan.template.resolve(scope))
+        return step._replace(input=plan.template.resolve(scope))
     except ReferenceBroken as broken:
         error = ErrorInfo(code=codes.REFERENCE_BROKEN, message=str(broken), details={"reference": broken.reference})
         return step.advanced(Trigger.FAIL, error=error, finished_at=now)

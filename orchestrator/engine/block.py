@@ -5,7 +5,6 @@ pays for the join. Under the run's lock exactly one input sees `open` reach zero
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -65,7 +64,7 @@ def forked(state: RunState, event: BlockForked) -> Decision:
     block = _known(state, event.block_id)
     counters = _counters(block)
     left = counters.open - event.failed
-    changed = replace(block, branches=replace(counters, open=left, failed=event.failed))
+    changed = block._replace(branches=counters._replace(open=left, failed=event.failed))
     return Decision(Verdict.APPLIED, steps=(changed,), then=_drained_when(left, event))
 
 
@@ -74,10 +73,10 @@ def count_ended(block: StepExecution, before: StepExecution, after: StepExecutio
     counters = _counters(block)
     freed = 1 if counters.is_gated and before.holds_slot else 0
     failed = 1 if after.status is StepStatus.FAILED else 0
-    changed = replace(
-        counters, open=counters.open - 1, failed=counters.failed + failed, dispatched=counters.dispatched - freed
+    changed = counters._replace(
+        open=counters.open - 1, failed=counters.failed + failed, dispatched=counters.dispatched - freed
     )
-    return replace(block, branches=changed)
+    return block._replace(branches=changed)
 
 
 def drained(state: RunState, event: BlockDrained, now: datetime) -> Decision | Wanted:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from orchestrator.engine.inputs import FollowUp, RunRequested, SlotsFree
 from orchestrator.engine.plan import BlockPlan
@@ -44,8 +45,7 @@ class SendResult:
 Send = SendTask | SendTicket | SendResult
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The answer to one input; everything in it is stored in one transaction, or nothing is."""
 
     verdict: Verdict

@@ -1,11 +1,26 @@
 """The status changes that people and programs follow, read off old and new records."""
 
+from datetime import datetime
+from typing import NamedTuple
+
 from orchestrator.engine.records import Run, StepExecution
-from schemas.messages import StepEvent
+from schemas.messages import ErrorInfo
 from schemas.statuses import StepStatus
 
 
-def step_events(before: StepExecution | None, after: StepExecution) -> list[StepEvent]:
+class StatusChange(NamedTuple):
+    """What a `schemas.messages.StepEvent` tells; of the run itself where *step_id* is None."""
+
+    step_id: str | None
+    parent_step_id: str | None
+    branch_name: str | None
+    status: StepStatus
+    attempt: int
+    at: datetime
+    error: ErrorInfo | None
+
+
+def step_changes(before: StepExecution | None, after: StepExecution) -> list[StatusChange]:
     """Return the status changes between two versions of a row; *before* is None for a new row.
 
     The report of a short attempt's end may be the first that is heard of it. Its start is told then too, so that
@@ -16,34 +31,34 @@ def step_events(before: StepExecution | None, after: StepExecution) -> list[Step
         return []
     started_unseen = before is not None and before.status is StepStatus.QUEUED and after.status in _ENDED
     if started_unseen and after.started_at is not None:
-        return [_step_event(after, StepStatus.RUNNING), _step_event(after, after.status)]
-    return [_step_event(after, after.status)]
+        return [_change(after, StepStatus.RUNNING), _change(after, after.status)]
+    return [_change(after, after.status)]
 
 
-def run_event(run: Run) -> StepEvent:
+def run_change(run: Run) -> StatusChange:
     """Return the status change of the run itself."""
     at = run.finished_at or run.started_at
     assert at is not None, "a run that is told of has started"
-    return StepEvent(step_id=None, status=StepStatus(run.status.value), attempt=0, at=at, error=run.error)
+    return StatusChange(None, None, None, StepStatus(run.status.value), attempt=0, at=at, error=run.error)
 
 
 _ENDED = frozenset({StepStatus.COMPLETED, StepStatus.FAILED})
 
 
-def _step_event(step: StepExecution, status: StepStatus) -> StepEvent:
-    times = {
-        StepStatus.PENDING: step.created_at,
-        StepStatus.QUEUED: step.queued_at,
-        StepStatus.RUNNING: step.started_at,
-    }
-    at = times.get(status, step.finished_at)
+def _change(step: StepExecution, status: StepStatus) -> StatusChange:
+    at = _time(step, status)
     assert at is not None, "every status change sets its time"
-    return StepEvent.model_construct(
-        step_id=step.step_id,
-        parent_step_id=step.parent_step_id,
-        branch_name=step.branch_name,
-        status=status,
-        attempt=step.attempt,
-        at=at,
-        error=step.error if status.is_final else None,
-    )
+    error = step.error if status in _ENDED else None
+    return StatusChange(step.step_id, step.parent_step_id, step.branch_name, status, step.attempt, at, error)
+
+
+def _time(step: StepExecution, status: StepStatus) -> datetime | None:
+    match status:
+        case StepStatus.PENDING:
+            return step.created_at
+        case StepStatus.QUEUED:
+            return step.queued_at
+        case StepStatus.RUNNING:
+            return step.started_at
+        case _:
+            return step.finished_at

@@ -22,7 +22,6 @@ A ticket itself then needs one of three answers:
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -62,7 +61,7 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     sent = tuple(dispatched(step, now, new_id) for step in waiting)
     # Fewer than asked for means that the line is empty.
     passed = sent[-1].position + 1 if len(sent) == counters.free_slots else counters.total
-    taken = replace(counters, dispatched=counters.dispatched + len(sent), passed=passed)
+    taken = counters._replace(dispatched=counters.dispatched + len(sent), passed=passed)
     return Decision(
-        Verdict.APPLIED, steps=(replace(block, branches=taken), *sent), sends=tuple(SendTask(step) for step in sent)
+        Verdict.APPLIED, steps=(block._replace(branches=taken), *sent), sends=tuple(SendTask(step) for step in sent)
     )

@@ -1,7 +1,6 @@
 """What workers report about attempts, and what their silence means."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, assert_never
 
@@ -25,9 +24,8 @@ def task_reported(state: RunState, report: AgentResult, now: datetime) -> Decisi
     """Apply a worker's report. The task id fences: only the report of the current attempt has an effect."""
     if state.run is None:
         return Decision(Verdict.REJECTED, codes.UNKNOWN_RUN)
-    missing = state.missing(Wanted(tasks=frozenset({report.task_id})))
-    if missing:
-        return missing
+    if report.task_id not in state.tasks:
+        return Wanted(tasks=frozenset({report.task_id}))
     step_id = state.tasks[report.task_id]
     step = state.steps[step_id] if step_id is not None else None
     if step is None or step.task_id != report.task_id:
@@ -93,7 +91,7 @@ def _why_undeliverable(step: StepExecution, event: TaskUndeliverable) -> str:
 def _attempt_lives(step: StepExecution, report: AgentResult, now: datetime) -> Decision:
     if next_step_status(step.status, Trigger.START) is None:
         return Decision(Verdict.STALE, codes.LATE_REPORT)
-    seen = replace(step, heartbeat_at=now)
+    seen = step._replace(heartbeat_at=now)
     # Only a start hands the step to another worker, and gives the attempt its full time again. Or else two workers that
     # both have the task, after a lost connection, would keep each other from ever being overdue.
     is_start = report.status is ReportStatus.STARTED and step.worker_id != report.worker_id

@@ -5,7 +5,6 @@ be open, and nobody may have heard of it since that look. Where the look was wro
 id makes one of the two results a duplicate.
 """
 
-from dataclasses import replace
 from datetime import datetime
 
 from orchestrator.engine import codes
@@ -26,7 +25,7 @@ def task_missing(state: RunState, event: TaskMissing, now: datetime) -> Decision
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     if last_sign(step) != event.last_sign:
         return Decision(Verdict.STALE, codes.HEARD_FROM)
-    again = replace(step, queued_at=now)
+    again = step._replace(queued_at=now)
     return Decision(Verdict.APPLIED, steps=(again,), sends=(SendTask(again),))
 
 

@@ -5,10 +5,10 @@ the batch at once) and asks again; decisions are pure, so asking again costs not
 trips constant, and a block's other branches out of memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from orchestrator.engine.plan import Plan
@@ -30,8 +30,7 @@ class Line:
     steps: tuple[StepExecution, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What a decision needs to see. Each part is empty where nothing is needed."""
 
     tasks: frozenset[UUID] = frozenset()  # the steps of these attempts, with their blocks
@@ -43,23 +42,22 @@ class Wanted:
     plan: bool = False
     run_values: bool = False  # the run's input, output and error
 
-    def __or__(self, other: "Wanted") -> "Wanted":
+    @classmethod
+    def all_of(cls, many: Sequence["Wanted"]) -> "Wanted":
+        """Return what is wanted by any of *many*."""
         return Wanted(
-            self.tasks | other.tasks,
-            self.ending | other.ending,
-            self.steps | other.steps,
-            self.outcomes | other.outcomes,
-            self.failures | other.failures,
-            self.waiting | other.waiting,
-            self.plan or other.plan,
-            self.run_values or other.run_values,
+            frozenset().union(*(wanted.tasks for wanted in many)),
+            frozenset().union(*(wanted.ending for wanted in many)),
+            frozenset().union(*(wanted.steps for wanted in many)),
+            frozenset().union(*(wanted.outcomes for wanted in many)),
+            frozenset().union(*(wanted.failures for wanted in many)),
+            frozenset().union(*(wanted.waiting for wanted in many)),
+            any(wanted.plan for wanted in many),
+            any(wanted.run_values for wanted in many),
         )
 
     def __bool__(self) -> bool:
-        return self != _NOTHING
-
-
-_NOTHING = Wanted()
+        return any(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +93,10 @@ class RunState:
     def missing(self, wanted: Wanted) -> Wanted:
         """Return the part of *wanted* that is not known yet."""
         return Wanted(
-            tasks=wanted.tasks - self.tasks.keys(),
-            steps=wanted.steps - self.steps.keys(),
-            outcomes=wanted.outcomes - self.outcomes.keys(),
-            failures=wanted.failures - self.failures.keys(),
+            tasks=frozenset(task for task in wanted.tasks if task not in self.tasks),
+            steps=frozenset(step for step in wanted.steps if step not in self.steps),
+            outcomes=frozenset(step for step in wanted.outcomes if step not in self.outcomes),
+            failures=frozenset(block for block in wanted.failures if block not in self.failures),
             waiting=frozenset(key for key in wanted.waiting if self.next_in_line(*key) is None),
             plan=wanted.plan and self.plan is None,
             run_values=wanted.run_values and self.run_values is None,

@@ -15,7 +15,7 @@ from orchestrator.engine import codes
 from orchestrator.engine.block import fork
 from orchestrator.engine.decide import Moment, apply, decide, first_wanted
 from orchestrator.engine.decision import Decision, SendTask, Verdict
-from orchestrator.engine.events import run_event, step_events
+from orchestrator.engine.events import StatusChange, run_change, step_changes
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested, TaskMissing, TaskReported
 from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import StepExecution
@@ -24,7 +24,6 @@ from orchestrator.service.outgoing import event_rows, outbox_row
 from orchestrator.service.plans import PlanCache
 from orchestrator.storage.changes import GateRow, OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
-from schemas.messages import StepEvent
 from schemas.statuses import StepStatus
 
 
@@ -77,14 +76,14 @@ class Batch:
         self._states: dict[UUID, RunState] = {}
         self._moment: Moment
         self._queues: dict[UUID, deque[_Queued]] = defaultdict(deque)
-        self._events: dict[UUID, list[StepEvent]] = defaultdict(list)
+        self._events: dict[UUID, list[StatusChange]] = defaultdict(list)
         self._answers: dict[int, Answer] = {}
         self._gate_changes: dict[tuple[UUID, str], GateChange] = {}
         self._result = Committed(answers=[])
 
     async def run(self, inputs: Sequence[ExternalInput]) -> Committed:
         """Decide everything, and return what is left to do once the transaction is committed."""
-        wanted: dict[UUID, Wanted] = {}
+        wanted: dict[UUID, list[Wanted]] = defaultdict(list)
         spoken_of = {event.report.task_id for event in inputs if isinstance(event, TaskReported)}
         for index, event in enumerate(inputs):
             if isinstance(event, TaskMissing) and event.task_id in spoken_of:
@@ -92,16 +91,16 @@ class Batch:
                 self._answers[index] = Answer(Verdict.STALE, codes.HEARD_FROM)
                 continue
             self._queues[event.run_id].append(_Queued(event, index))
-            wanted[event.run_id] = wanted.get(event.run_id, Wanted()) | first_wanted(event)
-        await self._first_look(wanted)
+            wanted[event.run_id].append(first_wanted(event))
+        await self._first_look({run_id: Wanted.all_of(many) for run_id, many in wanted.items()})
         reach("transaction.locked", inputs)
         while self._queues:
-            wanted = {}
+            stopped: dict[UUID, Wanted] = {}
             for run_id in list(self._queues):
                 lacking = await self._advance(run_id)
                 if lacking is not None:
-                    wanted[run_id] = lacking
-            await self._load(wanted)
+                    stopped[run_id] = lacking
+            await self._load(stopped)
         self._flush_events()
         return self._finish(len(inputs))
 
@@ -174,14 +173,14 @@ class Batch:
         else:
             self._uow.change_run(run)
         if state.run is None or state.run.status is not run.status:
-            self._events[run.id].append(run_event(run))
+            self._events[run.id].append(run_change(run))
 
     def _record_step(self, before: StepExecution | None, after: StepExecution) -> None:
         if before is None:
             self._uow.add_step(after)
         else:
             self._uow.change_step(after)
-        self._events[after.run_id].extend(step_events(before, after))
+        self._events[after.run_id].extend(step_changes(before, after))
         if after.status is StepStatus.FAILED:
             self._result.failed_steps.append(after)
 
@@ -205,13 +204,14 @@ class Batch:
         now = self._moment.now
         for step in await self._uow.cancel_open_steps(run_id, now):
             self._events[run_id].append(
-                StepEvent(
-                    step_id=step.step_id,
-                    parent_step_id=step.parent_step_id,
-                    branch_name=step.branch_name,
-                    status=StepStatus.CANCELLED,
-                    attempt=step.attempt,
+                StatusChange(
+                    step.step_id,
+                    step.parent_step_id,
+                    step.branch_name,
+                    StepStatus.CANCELLED,
+                    step.attempt,
                     at=now,
+                    error=None,
                 )
             )
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final, assert_never
 from uuid import UUID, uuid4
 
@@ -12,12 +11,13 @@ from messaging.port import OutgoingMessage
 from messaging.rabbitmq.encoding import carriable_headers
 from orchestrator.engine import codes
 from orchestrator.engine.decision import Send, SendResult, SendTask, SendTicket
+from orchestrator.engine.events import StatusChange
 from orchestrator.engine.records import StepExecution
 from orchestrator.service.notices import GateTicket
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.headers import headers_from_json
-from schemas.codec import encode
-from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult, StepEvent
+from schemas.codec import dump_checked, encode_checked, plain_fields, written_time
+from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult
 
 EVENTS_PER_MESSAGE: Final = 500
 _FIRST_JOURNEY: Final = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"})
@@ -42,16 +42,16 @@ def outbox_row(run_id: UUID, send: Send) -> OutboxRow:
                 routing_key=to.queue,
                 type=RunResult.__name__,
                 correlation_id=to.correlation_id,
-                body=encode(result),
+                body=encode_checked(result),
             )
         case _:
             assert_never(send)
 
 
-def event_rows(run_id: UUID, events: Sequence[StepEvent]) -> Iterator[OutboxRow]:
-    """Yield the outbox rows that tell of *events*, many in each."""
-    for start in range(0, len(events), EVENTS_PER_MESSAGE):
-        some = events[start : start + EVENTS_PER_MESSAGE]
+def event_rows(run_id: UUID, changes: Sequence[StatusChange]) -> Iterator[OutboxRow]:
+    """Yield the outbox rows that tell of *changes*, many in each."""
+    for start in range(0, len(changes), EVENTS_PER_MESSAGE):
+        events = [_event(change) for change in changes[start : start + EVENTS_PER_MESSAGE]]
         yield OutboxRow(
             message_id=uuid4(),
             run_id=run_id,
@@ -61,7 +61,7 @@ def event_rows(run_id: UUID, events: Sequence[StepEvent]) -> Iterator[OutboxRow]
             routing_key=topology.event_key(run_id),
             type=RunEvent.__name__,
             correlation_id=None,
-            body=encode(RunEvent.model_construct(version=1, run_id=run_id, events=list(some))),
+            body=dump_checked({"version": RunEvent.VERSION, "run_id": run_id, "events": events}),
         )
 
 
@@ -107,26 +107,13 @@ def without_output(row: OutboxRow) -> OutboxRow:
     message = f"the output makes a result of {len(row.body):,} bytes, more than the broker takes: read it from the run"
     error = result.error or ErrorInfo(code=codes.PAYLOAD_TOO_LARGE, message=message)
     brief = ErrorInfo(code=error.code, message=error.message[:MAX_ERROR_TEXT])
-    body = encode(result.model_copy(update={"output": None, "error": brief}))
-    return replace(row, message_id=uuid4(), body=body)
+    body = encode_checked(result.model_copy(update={"output": None, "error": brief}))
+    return row._replace(message_id=uuid4(), body=body)
 
 
 def _task_row(step: StepExecution) -> OutboxRow:
     assert step.task_id is not None, "a dispatched step has a task id"
     assert step.agent_name is not None, "only agent steps are dispatched"
-    # Built from our own row, which was checked at the door; the hot path need not check it again.
-    task = AgentTask.model_construct(
-        version=1,
-        task_id=step.task_id,
-        run_id=step.run_id,
-        step_id=step.step_id,
-        parent_step_id=step.parent_step_id,
-        branch_name=step.branch_name,
-        agent_name=step.agent_name,
-        attempt=step.attempt,
-        input=step.input,
-        timeout_seconds=step.timeout_seconds,
-    )
     return OutboxRow(
         message_id=uuid4(),
         run_id=step.run_id,
@@ -136,13 +123,43 @@ def _task_row(step: StepExecution) -> OutboxRow:
         routing_key=step.agent_name,
         type=AgentTask.__name__,
         correlation_id=str(step.task_id),
-        body=encode(task),
+        body=dump_checked(_task(step)),
     )
+
+
+# An AgentTask and a StepEvent as they are written: made of our own rows, whose values were checked at the door. Each
+# branch makes one and three of these, and the models would cost as much as everything else that is done for it here.
+
+
+def _task(step: StepExecution) -> dict[str, Any]:
+    return {
+        "version": AgentTask.VERSION,
+        "task_id": step.task_id,
+        "run_id": step.run_id,
+        "step_id": step.step_id,
+        **({"parent_step_id": step.parent_step_id} if step.parent_step_id is not None else {}),
+        **({"branch_name": step.branch_name} if step.branch_name is not None else {}),
+        "agent_name": step.agent_name,
+        "attempt": step.attempt,
+        "input": step.input,
+        **({"timeout_seconds": step.timeout_seconds} if step.timeout_seconds is not None else {}),
+    }
+
+
+def _event(change: StatusChange) -> dict[str, Any]:
+    return {
+        "step_id": change.step_id,
+        **({"parent_step_id": change.parent_step_id} if change.parent_step_id is not None else {}),
+        **({"branch_name": change.branch_name} if change.branch_name is not None else {}),
+        "status": change.status,
+        "attempt": change.attempt,
+        "at": written_time(change.at),
+        **({"error": plain_fields(change.error)} if change.error is not None else {}),
+    }
 
 
 def _ticket_row(step: StepExecution) -> OutboxRow:
     assert step.parent_step_id is not None, "only branches wait at a gate"
-    ticket = GateTicket(run_id=step.run_id, block_id=step.parent_step_id, step_id=step.step_id)
     return OutboxRow(
         message_id=uuid4(),
         run_id=step.run_id,
@@ -152,5 +169,5 @@ def _ticket_row(step: StepExecution) -> OutboxRow:
         routing_key=topology.gate_key(step.run_id, step.parent_step_id),
         type=GateTicket.__name__,
         correlation_id=None,
-        body=encode(ticket),
+        body=encode_checked(GateTicket(run_id=step.run_id, block_id=step.parent_step_id, step_id=step.step_id)),
     )

@@ -64,7 +64,7 @@ class RequestReader:
             definition_id=definition,
             workflow_id=workflow_id,
             workflow_version=version,
-            request_digest=digest(request.model_dump(mode="json", exclude={"run_id", "version"})),
+            request_digest=_request_digest(request, definition),
             input=request.input,
             labels=request.labels or {},
             reply=ReplyAddress(delivery.reply_to, delivery.correlation_id) if delivery.reply_to else None,
@@ -95,9 +95,10 @@ class RequestReader:
         self._plans.put(identity, compile_plan(workflow))
         return workflow.workflow_id, workflow.version
 
-    async def _store_large(self, document: Mapping[str, Any]) -> tuple[str, str]:
+    async def _store_large(self, document: dict[str, Any]) -> tuple[str, str]:
         workflow = await asyncio.to_thread(parse_workflow, document)
         identity = await self._storage.store_definition(workflow, document)
+        document.clear()  # it is most of what a large request takes, and nobody reads it any more: room for the plan
         self._plans.put(identity, await asyncio.to_thread(compile_plan, workflow))
         return workflow.workflow_id, workflow.version
 
@@ -131,6 +132,13 @@ class RequestReader:
             correlation_id=delivery.correlation_id,
         )
         return (await self._broker.publish([message]))[0] is PublishOutcome.CONFIRMED
+
+
+def _request_digest(request: RunRequest, definition: str) -> str:
+    # A workflow that is named, rather than given, may have a newer definition when the request is repeated.
+    named = request.workflow_id is not None
+    workflow = [request.workflow_id, request.workflow_version] if named else definition
+    return digest([workflow, request.input, request.labels])
 
 
 def _run_id_of(delivery: Delivery) -> UUID:

@@ -1,14 +1,14 @@
 """What a transaction writes, collected: new and changed records, joins, gates, and messages for the outbox."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
+class OutboxRow(NamedTuple):
     """A message to send, with what it is about."""
 
     message_id: UUID

@@ -10,7 +10,7 @@ from typing import Any, Final
 from orchestrator.errors import UnknownWorkflow
 from orchestrator.storage.database import Connection, Database
 from orchestrator.storage.rows import to_value
-from schemas.codec import dump_json
+from schemas.codec import dump_checked
 from schemas.workflow import Workflow
 
 _STORE: Final = """
@@ -44,19 +44,20 @@ class RegisteredWorkflow:
 def digest(document: Any) -> str:
     """Return the identity of a JSON value: equal values have equal digests, whatever the order of keys."""
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return _digest(canonical.encode())
 
 
 def definition_id(document: Mapping[str, Any]) -> str:
     """Return the id of a definition. Here the order of keys counts: a branch's place is part of the definition."""
-    return hashlib.sha256(dump_json(document).encode()).hexdigest()
+    return _digest(dump_checked(document))
 
 
 async def store_definition(database: Database, workflow: Workflow, document: Mapping[str, Any]) -> str:
     """Store a definition unless it is there already; return its id."""
-    identity = definition_id(document)
+    text = dump_checked(document)
+    identity = _digest(text)
     async with database.connection() as connection:
-        await connection.execute(_STORE, identity, workflow.workflow_id, workflow.version, dump_json(document))
+        await connection.execute(_STORE, identity, workflow.workflow_id, workflow.version, text.decode())
     return identity
 
 
@@ -92,3 +93,7 @@ async def list_workflows(database: Database) -> Sequence[RegisteredWorkflow]:
     """Return the registered workflows, the newest of each id first."""
     async with database.connection() as connection:
         return [RegisteredWorkflow(*row) for row in await connection.fetch(_LIST)]
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

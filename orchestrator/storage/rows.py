@@ -3,6 +3,8 @@
 import json
 from typing import Any, Final
 
+from pydantic_core import from_json
+
 from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
 from orchestrator.storage.database import Row
 from schemas.messages import ErrorInfo
@@ -68,7 +70,12 @@ def to_error(text: str | None) -> ErrorInfo | None:
 
 def to_value(text: str | None) -> Any:
     """Return the value that a column's JSON text holds; SQL NULL is null."""
-    return json.loads(text) if text is not None else None
+    if text is None:
+        return None
+    try:
+        return from_json(text)
+    except ValueError:  # outputs that hold outputs may be nested deeper than it goes
+        return json.loads(text)
 
 
 def _branches(row: Row) -> Branches | None:

@@ -1,8 +1,12 @@
 """What a transaction writes: set-based statements that take whole columns, one for each kind of change."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime
+from enum import Enum, auto
+from functools import cache, partial
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -58,7 +62,10 @@ _OUTBOX_TYPES: Final = {
 }  # fmt: skip
 
 
-def _source(types: dict[str, str], first: int = 1) -> str:
+_GATE_TYPES: Final = {"run_id": "uuid", "block_id": "text", "max_parallelism": "integer", "holder": "text"}
+
+
+def _source(types: Mapping[str, str], first: int) -> str:
     # JSON goes as text, and is cast row by row.
     arrays = ", ".join(f"${number}::{_array_type(kind)}[]" for number, kind in enumerate(types.values(), first))
     return f"unnest({arrays}) AS n({', '.join(types)})"
@@ -72,22 +79,23 @@ def _value(name: str, kind: str) -> str:
     return f"n.{name}::{kind}" if kind in {"json", "jsonb"} else f"n.{name}"
 
 
-def _insert(table: str, types: dict[str, str]) -> str:
+def _insert(table: str, types: Mapping[str, str], first: int) -> str:
     values = ", ".join(_value(name, kind) for name, kind in types.items())
-    return f"INSERT INTO {table} ({', '.join(types)}) SELECT {values} FROM {_source(types)}"  # noqa: S608
+    return f"INSERT INTO {table} ({', '.join(types)}) SELECT {values} FROM {_source(types, first)}"  # noqa: S608
 
 
-def _update(table: str, types: dict[str, str], keys: Sequence[str], kept_when_null: Sequence[str]) -> str:
+def _update(table: str, types: Mapping[str, str], keys: Sequence[str], first: int) -> str:
+    # Output and error are known only to the record of a row that ends now; elsewhere null means "as it was".
     sets = ", ".join(
-        f"{name} = COALESCE({_value(name, kind)}, t.{name})" if name in kept_when_null else f"{name} = n.{name}"
+        f"{name} = COALESCE({_value(name, kind)}, t.{name})" if name in {"output", "error"} else f"{name} = n.{name}"
         for name, kind in types.items()
         if name not in keys
     )
     match = " AND ".join(f"t.{key} = n.{key}" for key in keys)
-    return f"UPDATE {table} AS t SET {sets} FROM {_source(types)} WHERE {match}"  # noqa: S608
+    return f"UPDATE {table} AS t SET {sets} FROM {_source(types, first)} WHERE {match}"  # noqa: S608
 
 
-def _insert_outbox(first: int = 1) -> str:
+def _insert_outbox(first: int) -> str:
     return (
         f"INSERT INTO outbox ({', '.join(_OUTBOX_TYPES)}, due_at) "  # noqa: S608
         f"SELECT {', '.join(f'n.{name}' for name in _OUTBOX_TYPES)}, now() + make_interval(secs => n.delay) "
@@ -95,19 +103,33 @@ def _insert_outbox(first: int = 1) -> str:
     )
 
 
-_INSERT_RUNS: Final = _insert("runs", _RUN_TYPES)
-_INSERT_STEPS: Final = _insert("step_executions", _STEP_TYPES)
-# Output and error are known only to the record of a row that ends now; elsewhere null means "as it was".
-_UPDATE_RUNS: Final = _update("runs", _RUN_CHANGES, ("id",), ("output", "error"))
-_UPDATE_STEPS: Final = _update("step_executions", _STEP_CHANGES, ("run_id", "step_id"), ("output", "error"))
-_INSERT_OUTBOX: Final = _insert_outbox()
-# What nearly every batch of results writes, in one round trip.
-_UPDATE_STEPS_AND_INSERT_OUTBOX: Final = f"WITH changed AS ({_UPDATE_STEPS}) {_insert_outbox(len(_STEP_CHANGES) + 1)}"
-_INSERT_GATES: Final = """
-    INSERT INTO gates (run_id, block_id, max_parallelism, holder, lease_until)
-    SELECT n.run_id, n.block_id, n.max_parallelism, n.holder, now() + make_interval(secs => $5)
-    FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[]) AS n(run_id, block_id, max_parallelism, holder)
-"""
+def _insert_gates(first: int) -> str:
+    return (
+        f"INSERT INTO gates ({', '.join(_GATE_TYPES)}, lease_until) "  # noqa: S608
+        f"SELECT n.*, now() + make_interval(secs => {GATE_LEASE_SECONDS}) FROM {_source(_GATE_TYPES, first)}"
+    )
+
+
+class _Kind(Enum):
+    """A kind of change."""
+
+    NEW_RUNS = auto()
+    NEW_STEPS = auto()
+    CHANGED_RUNS = auto()
+    CHANGED_STEPS = auto()
+    GATES = auto()
+    OUTBOX = auto()
+
+
+# The statement that writes a kind of change, given the number of its first parameter.
+_WRITE: Final[Mapping[_Kind, Callable[[int], str]]] = {
+    _Kind.NEW_RUNS: partial(_insert, "runs", _RUN_TYPES),
+    _Kind.NEW_STEPS: partial(_insert, "step_executions", _STEP_TYPES),
+    _Kind.CHANGED_RUNS: partial(_update, "runs", _RUN_CHANGES, ("id",)),
+    _Kind.CHANGED_STEPS: partial(_update, "step_executions", _STEP_CHANGES, ("run_id", "step_id")),
+    _Kind.GATES: _insert_gates,
+    _Kind.OUTBOX: _insert_outbox,
+}
 # The join. The outputs never leave the database: they are put together here, in the order of the definition.
 _JOIN_BLOCKS: Final = """
     UPDATE step_executions AS block SET output = (
@@ -132,27 +154,58 @@ Arguments = list[list[Any]]  # a column for each parameter, in the order of the 
 
 
 async def write(connection: Connection, changes: Changes) -> None:
-    """Write what was collected, each kind of change with one statement."""
-    execute = connection.execute
+    """Write what was collected: in one round trip, or in three where blocks are joined."""
+    before, after = _before_joins(changes), _after_joins(changes)
+    if changes.joins:
+        await _execute(connection, before)
+        await connection.execute(_JOIN_BLOCKS, *_transposed(changes.joins))
+        await _execute(connection, after)
+    elif changes.new_runs.keys() & changes.changed_runs.keys():  # a statement does not see what it inserts
+        await _execute(connection, before)
+        await _execute(connection, after)
+    else:
+        await _execute(connection, {**before, **after})
+
+
+def _before_joins(changes: Changes) -> dict[_Kind, Arguments]:
+    written: dict[_Kind, Arguments] = {}
     if changes.new_runs:
         # In the order of their ids, as locks are taken: two replicas may be given the same requests.
-        await execute(_INSERT_RUNS, *_run_inserts(changes.new_runs[run_id] for run_id in sorted(changes.new_runs)))
+        written[_Kind.NEW_RUNS] = _run_inserts(changes.new_runs[run_id] for run_id in sorted(changes.new_runs))
     if changes.new_steps:
-        await execute(_INSERT_STEPS, *_columns(_STEP_TYPES, changes.new_steps.values()))
-    if changes.changed_runs:
-        await execute(_UPDATE_RUNS, *_run_updates(changes.changed_runs.values()))
-    if changes.changed_steps and changes.outbox and not changes.joins and not changes.gates:
-        steps = _columns(_STEP_CHANGES, changes.changed_steps.values())
-        await execute(_UPDATE_STEPS_AND_INSERT_OUTBOX, *steps, *_outbox_inserts(changes.outbox))
-        return
+        written[_Kind.NEW_STEPS] = _columns(_STEP_TYPES, changes.new_steps.values())
     if changes.changed_steps:
-        await execute(_UPDATE_STEPS, *_columns(_STEP_CHANGES, changes.changed_steps.values()))
-    if changes.joins:
-        await execute(_JOIN_BLOCKS, *_transposed(changes.joins))
+        written[_Kind.CHANGED_STEPS] = _columns(_STEP_CHANGES, changes.changed_steps.values())
     if changes.gates:
-        await execute(_INSERT_GATES, *_transposed(map(astuple, changes.gates)), GATE_LEASE_SECONDS)
+        written[_Kind.GATES] = _transposed(map(astuple, changes.gates))
+    return written
+
+
+def _after_joins(changes: Changes) -> dict[_Kind, Arguments]:
+    written: dict[_Kind, Arguments] = {}
+    if changes.changed_runs:
+        written[_Kind.CHANGED_RUNS] = _run_updates(changes.changed_runs.values())
     if changes.outbox:
-        await execute(_INSERT_OUTBOX, *_outbox_inserts(changes.outbox))
+        written[_Kind.OUTBOX] = _outbox_inserts(changes.outbox)
+    return written
+
+
+async def _execute(connection: Connection, written: Mapping[_Kind, Arguments]) -> None:
+    if written:
+        statement = _statement(tuple((kind, len(arguments)) for kind, arguments in written.items()))
+        await connection.execute(statement, *chain.from_iterable(written.values()))
+
+
+@cache
+def _statement(kinds: tuple[tuple[_Kind, int], ...]) -> str:
+    """Return one statement that writes several kinds of changes, each with so many parameters."""
+    parts = []
+    first = 1
+    for kind, parameters in kinds:
+        parts.append(_WRITE[kind](first))
+        first += parameters
+    *others, last = parts
+    return f"WITH {', '.join(f'w{n} AS ({part})' for n, part in enumerate(others))} {last}" if others else last
 
 
 async def cancel_open_steps(connection: Connection, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
@@ -197,27 +250,25 @@ def _run_updates(runs: Iterable[Run]) -> Arguments:
     return _transposed(rows)
 
 
+def _transposed(rows: Iterable[tuple[Any, ...]]) -> Arguments:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
 def _outbox_inserts(rows: Sequence[tuple[OutboxRow, float]]) -> Arguments:
     return [*([getattr(row, name) for row, _ in rows] for name in _OUTBOX_TYPES), [delay for _, delay in rows]]
 
 
 def _columns(types: dict[str, str], steps: Collection[StepExecution]) -> Arguments:
-    return [[_column(step, name) for step in steps] for name in types]
+    return [list(map(_READ.get(name) or attrgetter(name), steps)) for name in types]
 
 
-def _column(step: StepExecution, name: str) -> Any:
-    counter = _COUNTERS.get(name)
-    if counter is not None:
-        return getattr(step.branches, counter) if step.branches is not None else None
-    match name:
-        case "input":
-            return dump_json(step.input) if step.branches is None else None
-        case "output":
-            return _output(step)
-        case "error":
-            return dump_json(step.error) if step.error is not None else None
-        case _:
-            return getattr(step, name)
+def _counter(name: str) -> Callable[[StepExecution], int | None]:
+    read = attrgetter(name)
+    return lambda step: read(step.branches) if step.branches is not None else None
+
+
+def _input(step: StepExecution) -> str | None:
+    return dump_json(step.input) if step.branches is None else None
 
 
 def _output(step: StepExecution) -> str | None:
@@ -225,15 +276,19 @@ def _output(step: StepExecution) -> str | None:
     return dump_json(step.output) if step.status is StepStatus.COMPLETED and step.branches is None else None
 
 
-def _transposed(rows: Iterable[tuple[Any, ...]]) -> Arguments:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _error(step: StepExecution) -> str | None:
+    return dump_json(step.error) if step.error is not None else None
 
 
-_COUNTERS: Final = {
-    "max_parallelism": "max_parallelism",
-    "branches_total": "total",
-    "branches_open": "open",
-    "branches_failed": "failed",
-    "branches_dispatched": "dispatched",
-    "branches_passed": "passed",
+# What a column holds where that is not simply the record's field of the same name.
+_READ: Final[Mapping[str, Callable[[StepExecution], Any]]] = {
+    "max_parallelism": _counter("max_parallelism"),
+    "branches_total": _counter("total"),
+    "branches_open": _counter("open"),
+    "branches_failed": _counter("failed"),
+    "branches_dispatched": _counter("dispatched"),
+    "branches_passed": _counter("passed"),
+    "input": _input,
+    "output": _output,
+    "error": _error,
 }

@@ -71,6 +71,7 @@ async def test_a_replica_that_is_cut_off_from_the_broker_leaves_its_messages_to_
     alone = await system.start_replica("cut-off", brokers=cut_off.brokers)
     first = await system.submit(one_block(2))
     assert await system.ended(first) == "COMPLETED"
+    await eventually(lambda: not alone.replica.relay.waiting)
     await cut_off.cut()
     await eventually(lambda: not alone.broker.connected)
     requests = [await requested(system.database, one_block(3)) for _ in range(6)]

@@ -186,7 +186,7 @@ async def test_keys_keep_their_order_and_numbers_their_text(system: System) -> N
     assert list(result.output["x"]) == list(given)
     assert result.output["x"] == given
     stored = (await system.fetch("SELECT output::text FROM step_executions"))[0][0]
-    assert stored == '{"x":{"z":1.0,"a":10000000000000000000000000000000000000000,"m":1e-07,"b":true}}'
+    assert stored == '{"x":{"z":1.0,"a":10000000000000000000000000000000000000000,"m":1e-7,"b":true}}'
 
 
 async def test_outputs_of_megabytes_are_joined_and_handed_on(system: System) -> None:

@@ -1,6 +1,7 @@
 """Whatever arrives, the contract answers with a value or a refusal, and never with a crash."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.codec import decode
+from schemas.codec import decode, dump_json
 from schemas.errors import MessageRefused, WorkflowInvalid
-from schemas.json_text import JsonRefused, check_json, load_json
+from schemas.json_text import JsonRefused, check_json, load_json, load_strictly
 from schemas.messages import MESSAGES
 from schemas.references import Scope, compile_template, read_template
 from schemas.validation import parse_workflow, validate_workflow
@@ -51,6 +52,29 @@ REFERENCES = st.sampled_from(
 VALUES = st.recursive(
     SCALARS | NAMES | REFERENCES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3)
 )
+
+
+COMPACT = JSON.map(dump_json)
+# A body as ours write it, with a piece put in somewhere: often still JSON, and then one that loses something when read.
+ALTERED = st.tuples(COMPACT, st.integers(0, 10**6), PIECES).map(
+    lambda parts: parts[0][: parts[1] % (len(parts[0]) + 1)] + parts[2] + parts[0][parts[1] % (len(parts[0]) + 1) :]
+)
+
+
+@given((COMPACT | ALTERED).map(str.encode) | NEARLY_JSON)
+def test_the_fast_parser_is_believed_only_where_the_strict_one_says_the_same(body: bytes) -> None:
+    def reading(load: Callable[[bytes], Any]) -> str:
+        try:
+            return repr(load(body))
+        except JsonRefused as error:
+            return repr(error.problem)
+
+    assert reading(load_json) == reading(load_strictly)
+
+
+@given(JSON)
+def test_what_was_checked_is_written_so_that_python_reads_it_back(value: Any) -> None:
+    assert repr(json.loads(dump_json(value))) == repr(value)
 
 
 @given(st.binary() | NEARLY_JSON)

@@ -8,15 +8,13 @@ where they were asked for.
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from json import loads
-from operator import or_
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES, fork
 from orchestrator.engine.decide import Moment, apply, decide, first_wanted
 from orchestrator.engine.decision import Decision, Send, Verdict
-from orchestrator.engine.events import step_events
+from orchestrator.engine.events import step_changes
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested
 from orchestrator.engine.plan import BlockPlan, Plan
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
@@ -75,7 +73,7 @@ class Transaction:
     def decide_all(self, inputs: Sequence[ExternalInput]) -> None:
         queue: deque[Input] = deque(inputs)
         if self._state.run is not None:
-            self._load(reduce(or_, map(first_wanted, inputs)))
+            self._load(Wanted.all_of([first_wanted(event) for event in inputs]))
         while queue:
             decision = decide(self._state, queue[0], self._moment)
             if isinstance(decision, Wanted):
@@ -117,7 +115,7 @@ class Transaction:
         is_new = after.step_id not in self.rows.steps and after.step_id not in self._changed
         assert is_new == (before is None), f"{after.step_id} is written without having been read"
         self._changed[after.step_id] = after
-        self.effects.told += [(after.step_id, event.status) for event in step_events(before, after)]
+        self.effects.told += [(after.step_id, event.status) for event in step_changes(before, after)]
 
     def _fork(self, plan: BlockPlan) -> BlockForked:
         failed = 0
@@ -137,7 +135,7 @@ class Transaction:
         for block_id in self._joins:
             completed = [step for step in self.rows.branches(block_id) if step.status is StepStatus.COMPLETED]
             output = {step.step_id: step.output for step in completed}
-            self.rows.steps[block_id] = replace(self.rows.steps[block_id], output=output)
+            self.rows.steps[block_id] = self.rows.steps[block_id]._replace(output=output)
         self._run = None
         self._changed.clear()
         self._joins.clear()
@@ -176,7 +174,7 @@ class Transaction:
         found = {step.task_id: step for step in self.rows.steps.values() if step.task_id in wanted.tasks}
         ending = Counter(step.parent_step_id for task, step in found.items() if task in wanted.ending)
         for step in found.values():
-            self._put(replace(step, input=None))
+            self._put(step._replace(input=None))
         for block_id, ended in ending.items():
             block = self.rows.steps[block_id] if block_id is not None else None
             if block is not None and block.branches is not None and block.branches.is_gated:
@@ -192,7 +190,7 @@ class Transaction:
     def _put(self, step: StepExecution | None) -> None:
         for row in (step, self.rows.steps.get(step.parent_step_id) if step and step.parent_step_id else None):
             if row is not None and self._state.steps.get(row.step_id) is None:
-                self._state.put_step(replace(row, output=None))
+                self._state.put_step(row._replace(output=None))
 
     def _line(self, block_id: str, first: int, asked: int) -> Line:
         waiting = (step for step in self.rows.branches(block_id) if step.status is StepStatus.PENDING)
@@ -208,8 +206,7 @@ def _written(before: StepExecution | None, after: StepExecution) -> StepExecutio
     """Return the stored row after an update, which leaves the input alone, and where they are null output and error."""
     if before is None:
         return after
-    return replace(
-        after,
+    return after._replace(
         input=before.input,
         output=after.output if after.output is not None else before.output,
         error=after.error if after.error is not None else before.error,

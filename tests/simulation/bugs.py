@@ -83,7 +83,7 @@ def forward_on_redelivery() -> Any:
         decision = arrived(state, event)
         step = state.steps.get(event.step_id)
         if isinstance(decision, Decision) and step is not None and step.task_id is not None:
-            return replace(decision, verdict=Verdict.APPLIED, sends=(SendTask(step),))
+            return decision._replace(verdict=Verdict.APPLIED, sends=(SendTask(step),))
         return decision
 
     return mock.patch.object(gate, "branch_arrived", forwarded)
@@ -106,7 +106,7 @@ def duplicate_ignored_without_driving_on() -> Iterator[None]:
         decision = decide(state, event, moment)
         if isinstance(event, TaskReported) and isinstance(decision, Decision):
             following[asyncio.current_task()] += decision.then
-            return replace(decision, then=())
+            return decision._replace(then=())
         return decision
 
     async def in_two_halves(driver: Driver, inputs: Sequence[Any]) -> Committed:

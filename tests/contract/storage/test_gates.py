@@ -92,7 +92,7 @@ async def test_a_lease_tells_whether_slots_are_free(
 
 async def test_a_lease_tells_how_its_block_is(storage: Storage) -> None:
     await add_run(storage, block(RUN), run_id=RUN, gate=GATE)
-    await write(storage, RUN, changes(changed=[replace(block(RUN), status=StepStatus.FAILED)]))
+    await write(storage, RUN, changes(changed=[block(RUN)._replace(status=StepStatus.FAILED)]))
     [lease] = await storage.take_leases("a")
     assert lease.block_status is StepStatus.FAILED
 

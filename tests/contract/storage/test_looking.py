@@ -1,7 +1,6 @@
 """What a session shows to decisions: attempts and their blocks, who is next in line, failures, holders of gates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -46,9 +45,9 @@ async def test_an_attempt_is_found_with_its_block_and_without_its_input(storage:
     one, alone = queued(RUN, 0, input={"large": True}), step(RUN, "alone", StepStatus.QUEUED, task_id=uuid4())
     await add_run(storage, block(RUN), one, queued(RUN, 1), alone, run_id=RUN)
     unknown = uuid4()
-    wanted = tasks(one, alone) | Wanted(tasks=frozenset({unknown}))
+    wanted = Wanted.all_of([tasks(one, alone), Wanted(tasks=frozenset({unknown}))])
     state = (await first_look(storage, {RUN: wanted}))[RUN]
-    assert state.steps == {one.step_id: replace(one, input=None), BLOCK: block(RUN), "alone": alone}
+    assert state.steps == {one.step_id: one._replace(input=None), BLOCK: block(RUN), "alone": alone}
     assert state.tasks == {task(one): one.step_id, task(alone): "alone", unknown: None}
     assert state.waiting == {}
 
@@ -56,7 +55,7 @@ async def test_an_attempt_is_found_with_its_block_and_without_its_input(storage:
 async def test_an_attempt_that_another_one_followed_is_not_found(storage: Storage) -> None:
     first = step(RUN, "one", StepStatus.QUEUED, attempt=1, task_id=uuid4())
     await add_run(storage, first, run_id=RUN)
-    second = replace(first, attempt=2, task_id=uuid4())
+    second = first._replace(attempt=2, task_id=uuid4())
     async with storage.session() as session:
         await look(session, RUN)
         await session.write(changes(changed=[second]))
@@ -155,7 +154,7 @@ async def test_a_session_tells_who_holds_the_gates_of_the_blocks_that_it_has_see
 async def test_an_outcome_is_the_status_the_output_and_the_error(storage: Storage) -> None:
     one = queued(RUN, 0)
     await add_run(storage, block(RUN), one, run_id=RUN)
-    await write(storage, RUN, changes(changed=[replace(one, status=StepStatus.COMPLETED, output=3)]))
+    await write(storage, RUN, changes(changed=[one._replace(status=StepStatus.COMPLETED, output=3)]))
     state = await seen(storage, RUN, Wanted(outcomes=frozenset({one.step_id, "none"})))
     found = state.outcomes[one.step_id]
     assert found is not None

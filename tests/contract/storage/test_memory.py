@@ -248,7 +248,7 @@ async def test_each_commit_tells_what_was_before_and_after(memory: MemoryStorage
     written, deleted, closed = commits
     assert written.client == "witness"
     assert written.runs == [(before, ended)]
-    assert written.steps == [(None, block(RUN)), (None, replace(branch, input=None)), (step(RUN, "one"), failed)]
+    assert written.steps == [(None, block(RUN)), (None, branch._replace(input=None)), (step(RUN, "one"), failed)]
     assert [(before, after and after.holder) for before, after in written.gates] == [(None, "witness")]
     assert (written.sent, written.forgotten) == ([row], [])
     assert (deleted.sent, deleted.forgotten) == ([], [row])

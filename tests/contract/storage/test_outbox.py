@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from uuid import UUID, uuid4
 
 from orchestrator.storage.changes import OutboxRow
@@ -38,7 +37,7 @@ async def waits(backend: Backend, count: int) -> bool:
 async def test_a_message_is_read_as_it_was_written(storage: Storage) -> None:
     rows = [
         message(RUN, step_id="one", task_id=uuid4(), exchange="e", routing_key="k", type="T", correlation_id="c"),
-        replace(message(RUN), body=b"\0\xff"),
+        message(RUN)._replace(body=b"\0\xff"),
     ]
     await add_run(storage, run_id=RUN, outbox=[(row, 0.0) for row in rows])
     assert sorted(await due(storage), key=lambda row: row.routing_key) == sorted(rows, key=lambda row: row.routing_key)

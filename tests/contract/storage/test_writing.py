@@ -50,15 +50,14 @@ async def joined(storage: Storage, *branches: Any) -> Any:
     """Return the output of a block with these branches."""
     await add_run(storage, block(RUN), run_id=RUN)
     await write(storage, RUN, changes(*branches))
-    await write(storage, RUN, changes(changed=[replace(block(RUN), status=COMPLETED)], joins=[(RUN, BLOCK)]))
+    await write(storage, RUN, changes(changed=[block(RUN)._replace(status=COMPLETED)], joins=[(RUN, BLOCK)]))
     found = await outcome(storage, BLOCK)
     assert found is not None
     return found.output
 
 
 async def test_a_step_is_read_as_it_was_written(storage: Storage) -> None:
-    written = replace(
-        queued(RUN, 3, timeout_seconds=2.5, input={"b": [1.5, None], "a": "ö"}),
+    written = queued(RUN, 3, timeout_seconds=2.5, input={"b": [1.5, None], "a": "ö"})._replace(
         worker_id="w", started_at=TIME, heartbeat_at=LATER, due_at=LATER,
     )  # fmt: skip
     await add_run(storage, block(RUN), written, run_id=RUN)
@@ -110,7 +109,7 @@ async def test_later_changes_of_a_run_leave_its_output_and_error_as_they_were(st
 
 
 async def test_an_update_leaves_alone_what_never_changes(storage: Storage) -> None:
-    before = replace(queued(RUN, 2, input={"x": 1}), timeout_seconds=3.0)
+    before = queued(RUN, 2, input={"x": 1})._replace(timeout_seconds=3.0)
     await add_run(storage, block(RUN, max_parallelism=None), before, run_id=RUN)
     other: dict[str, Any] = {
         "parent_step_id": "b", "branch_name": "b", "position": 9, "agent_name": "b", "timeout_seconds": 9.0,
@@ -119,14 +118,14 @@ async def test_an_update_leaves_alone_what_never_changes(storage: Storage) -> No
         "status": StepStatus.RUNNING, "attempt": 2, "task_id": uuid4(), "worker_id": "w", "queued_at": LATER,
         "started_at": LATER, "heartbeat_at": LATER, "finished_at": LATER, "due_at": LATER,
     }  # fmt: skip
-    update = replace(before, input=None, created_at=LATER, **other, **changed)
+    update = before._replace(input=None, created_at=LATER, **other, **changed)
     counters = Branches(total=9, open=1, failed=2, dispatched=3, passed=4, max_parallelism=9)
-    await write(storage, RUN, changes(changed=[update, replace(block(RUN), branches=counters)]))
+    await write(storage, RUN, changes(changed=[update, block(RUN)._replace(branches=counters)]))
     state = await seen(storage, RUN, Wanted(steps=frozenset({before.step_id})))
-    assert state.steps[before.step_id] == replace(before, **changed)
+    assert state.steps[before.step_id] == before._replace(**changed)
     found = state.steps[BLOCK]
     assert found is not None
-    assert found.branches == replace(counters, total=4, max_parallelism=None)
+    assert found.branches == counters._replace(total=4, max_parallelism=None)
 
 
 async def test_an_update_of_a_row_that_is_not_there_does_nothing(storage: Storage) -> None:
@@ -193,7 +192,7 @@ async def test_a_join_sees_what_the_same_session_writes(storage: Storage) -> Non
     stored = [branch(RUN, 1, QUEUED), branch(RUN, 3, COMPLETED, output=3), branch(RUN, 4, COMPLETED, output=4)]
     await add_run(storage, block(RUN), *stored, run_id=RUN)
     new = [branch(RUN, 2, COMPLETED, output=2), branch(RUN, 0, COMPLETED, output=0)]
-    changed = [branch(RUN, 1, COMPLETED, output=1), branch(RUN, 4, FAILED), replace(block(RUN), status=COMPLETED)]
+    changed = [branch(RUN, 1, COMPLETED, output=1), branch(RUN, 4, FAILED), block(RUN)._replace(status=COMPLETED)]
     await write(storage, RUN, changes(*new, changed=changed, joins=[(RUN, BLOCK)]))
     found = await outcome(storage, BLOCK)
     assert found is not None
@@ -216,9 +215,9 @@ async def test_cancelling_takes_what_is_open_and_leaves_what_is_over(storage: St
     ]
     state = await seen(storage, RUN, Wanted(steps=frozenset({"z-0", "y-1", "one", "new"})))
     end: dict[str, Any] = {"status": StepStatus.CANCELLED, "finished_at": LATER}
-    assert state.steps["z-0"] == replace(over, output=None)
-    assert state.steps["y-1"] == replace(open_steps[0], due_at=None, **end)
-    assert state.steps[BLOCK] == replace(block(RUN, open=0), **end)
+    assert state.steps["z-0"] == over._replace(output=None)
+    assert state.steps["y-1"] == open_steps[0]._replace(due_at=None, **end)
+    assert state.steps[BLOCK] == block(RUN, open=0)._replace(**end)
     assert await storage.overdue_attempts(10) == []
 
 
@@ -227,7 +226,7 @@ async def test_a_row_that_is_there_already_is_a_bug_and_not_bad_luck(storage: St
     there = queued(RUN, 0)
     await add_run(storage, block(RUN), there, run_id=RUN)
     same_key = constraint == "step_executions_pkey"
-    twin = branch(RUN, 0) if same_key else replace(queued(RUN, 1), task_id=there.task_id)
+    twin = branch(RUN, 0) if same_key else queued(RUN, 1)._replace(task_id=there.task_id)
     with pytest.raises(asyncpg.UniqueViolationError) as raised:
         await write(storage, RUN, changes(twin))
     assert raised.value.constraint_name == constraint

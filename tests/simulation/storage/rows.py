@@ -41,15 +41,15 @@ class StepRow:
         """Return the record as a decision sees it."""
         if self.error is None and not with_input:
             return self.record
-        return replace(self.record, input=to_value(self.input) if with_input else None, error=to_error(self.error))
+        return self.record._replace(input=to_value(self.input) if with_input else None, error=to_error(self.error))
 
     def cancelled(self, now: datetime) -> "StepRow":
         """Return what a cancelled run makes of it."""
         branches = self.record.branches
         if branches is not None:
-            branches = replace(branches, open=0, dispatched=0)
+            branches = branches._replace(open=0, dispatched=0)
         changes: dict[str, Any] = {"status": StepStatus.CANCELLED, "finished_at": now, "due_at": None}
-        return replace(self, record=replace(self.record, branches=branches, **changes))
+        return replace(self, record=self.record._replace(branches=branches, **changes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,7 @@ def inserted_step(step: StepExecution) -> StepRow:
 
 def updated_step(row: StepRow, step: StepExecution) -> StepRow:
     """Return a step's row after an update, which leaves alone what never changes."""
-    record = replace(
-        row.record,
+    record = row.record._replace(
         status=step.status,
         attempt=step.attempt,
         task_id=step.task_id,
@@ -148,7 +147,7 @@ def updated_step(row: StepRow, step: StepExecution) -> StepRow:
 def _bare(step: StepExecution) -> StepExecution:
     if step.input is None and step.output is None and step.error is None:
         return step
-    return replace(step, input=None, output=None, error=None)
+    return step._replace(input=None, output=None, error=None)
 
 
 def _output(step: StepExecution) -> str | None:
@@ -164,4 +163,4 @@ def _counted(before: Branches | None, after: Branches | None) -> Branches | None
     if before is None:
         return None
     assert after is not None, "a block's counters would be null"
-    return replace(before, open=after.open, failed=after.failed, dispatched=after.dispatched, passed=after.passed)
+    return before._replace(open=after.open, failed=after.failed, dispatched=after.dispatched, passed=after.passed)

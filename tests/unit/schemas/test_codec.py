@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from schemas.codec import decode, dump_json, encode
+from schemas.codec import decode, dump_json, encode, encode_checked
 from schemas.errors import MessageRefused
 from schemas.messages import (
     MESSAGES,
@@ -105,7 +105,24 @@ def test_what_json_cannot_carry_is_not_written(value: object) -> None:
 
 def test_what_is_no_json_value_is_not_written() -> None:
     with pytest.raises(TypeError, match="a set is not a JSON value"):
-        dump_json({"a": {1}})
+        encode(RunResult(run_id=RUN, status=ResultStatus.COMPLETED, output={"a": {1}}, error=None))
+
+
+@pytest.mark.parametrize("model", MESSAGES)
+def test_a_message_that_was_checked_is_written_the_same(model: type[Message], bodies: Bodies) -> None:
+    message = read(model, bodies[model.__name__])
+
+    assert encode_checked(message) == encode(message)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), "\ud800"])
+def test_what_json_cannot_carry_is_not_written_fast_either(value: object) -> None:
+    with pytest.raises(ValueError, match=r"not JSON compliant|surrogates"):
+        dump_json({"a": [value]})
+
+
+def test_words_that_look_like_numbers_that_are_none_are_written() -> None:
+    assert dump_json(["NaN", "Infinity"]) == '["NaN","Infinity"]'
 
 
 def test_unknown_fields_are_ignored(bodies: Bodies) -> None:

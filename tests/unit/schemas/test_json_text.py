@@ -37,6 +37,7 @@ def refusal(body: bytes) -> tuple[str, str]:
         (b"[-" + b"9" * 309 + b"]", "number_too_large", "[0]"),
         (b'{"n": ' + b"9" * 5000 + b"}", "number_too_large", "n"),
         (rb'{"a": ["x", "\u0000"]}', "nul_character", "a[1]"),
+        (rb'{"a":"x\u0000"}', "nul_character", "a"),
         (rb'{"a": {"k\u0000": 1}}', "nul_character", r'a["k\u0000"]'),
         (rb'{"a": "\ud800"}', "lone_surrogate", "a"),
         (rb'{"a": "\uDFFF and more"}', "lone_surrogate", "a"),

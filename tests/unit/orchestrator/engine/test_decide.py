@@ -1,7 +1,5 @@
 """What a batch loads beforehand, and what the next input of a transaction meets."""
 
-from dataclasses import replace
-
 import pytest
 
 from orchestrator.engine import codes
@@ -55,7 +53,7 @@ def test_what_is_loaded_beforehand_is_what_the_decision_wants_first(event: Exter
     wanted = answer(RunState(run_row()), event)
     beforehand = first_wanted(event)
     if isinstance(wanted, Wanted):
-        assert wanted == replace(beforehand, ending=frozenset())
+        assert wanted == beforehand._replace(ending=frozenset())
     else:
         assert not beforehand
 

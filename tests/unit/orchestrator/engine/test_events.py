@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.engine.events import run_event, step_events
+from orchestrator.engine.events import StatusChange, run_change, step_changes
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.transitions import STEP_TRANSITIONS
-from schemas.messages import StepEvent
 from schemas.statuses import RunStatus, StepStatus
 from tests.unit.orchestrator.engine.scene import ERROR, after, block_row, branch_row, run_row, step_row
 
@@ -24,7 +23,7 @@ def timed(status: StepStatus, **fields: Any) -> StepExecution:
 
 
 def told(before: StepExecution | None, after_it: StepExecution) -> list[tuple[StepStatus, Any]]:
-    return [(event.status, event.at) for event in step_events(before, after_it)]
+    return [(event.status, event.at) for event in step_changes(before, after_it)]
 
 
 @pytest.mark.parametrize(
@@ -83,10 +82,10 @@ def test_an_attempt_that_nobody_started_is_not_told_as_running() -> None:
 
 
 def test_an_event_names_the_branch_its_attempt_and_only_at_the_end_its_error() -> None:
-    running, failed = step_events(
+    running, failed = step_changes(
         branch_row(**TIMES), branch_row(status=StepStatus.FAILED, attempt=1, error=ERROR, **TIMES)
     )
-    assert failed == StepEvent(
+    assert failed == StatusChange(
         step_id="a",
         parent_step_id="block",
         branch_name="a",
@@ -103,5 +102,5 @@ def test_an_event_names_the_branch_its_attempt_and_only_at_the_end_its_error() -
 )
 def test_the_run_itself_is_told_without_a_step(status: RunStatus, at: Any) -> None:
     run = run_row(status, started_at=after(1), finished_at=after(2) if status.is_final else None, error=ERROR)
-    event = run_event(run)
+    event = run_change(run)
     assert (event.step_id, event.status, event.at, event.error) == (None, status.value, at, ERROR)

@@ -1,6 +1,5 @@
 """A task that seems lost: it goes out again, unless the attempt turns out to live."""
 
-from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -35,7 +34,7 @@ def test_it_wants_to_see_the_step_with_its_input() -> None:
 def test_the_same_task_of_the_same_attempt_is_sent_again_and_its_silence_starts_anew(status: StepStatus) -> None:
     row = silent_row(status)
     decision = decided(known(row), missing(), after(60))
-    again = replace(row, queued_at=after(60))
+    again = row._replace(queued_at=after(60))
     assert decision == Decision(Verdict.APPLIED, steps=(again,), sends=(SendTask(again),))
     assert (again.task_id, again.attempt, again.status, again.input) == (TASK, 1, status, {"n": 1})
 

@@ -28,7 +28,7 @@ def test_only_what_is_not_known_yet_is_missing_and_an_absent_row_is_known() -> N
 
 
 def test_two_wants_together_want_all_that_either_does() -> None:
-    both = PART | OTHER_PART
+    both = Wanted.all_of([PART, OTHER_PART])
     assert both.tasks == {TASK, OTHER}
     assert both.steps == {"a", "b"}
     assert (both.plan, both.run_values) == (True, True)

@@ -11,10 +11,11 @@ from messaging import topology
 from messaging.port import OutgoingMessage
 from messaging.rabbitmq.encoding import encode_message
 from orchestrator.engine.decision import SendResult, SendTask, SendTicket
+from orchestrator.engine.events import StatusChange
 from orchestrator.engine.records import ReplyAddress, StepExecution
 from orchestrator.service.outgoing import EVENTS_PER_MESSAGE, event_rows, outbox_row, to_message
 from orchestrator.storage.changes import OutboxRow
-from schemas.codec import decode
+from schemas.codec import decode, encode
 from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult, StepEvent
 from schemas.statuses import ResultStatus, StepStatus
 
@@ -78,16 +79,34 @@ def test_a_result_goes_to_the_queue_that_the_client_named(correlation_id: str | 
     assert json.loads(row.body)["output"] is None
 
 
-def events(number: int) -> list[StepEvent]:
-    return [StepEvent(step_id=f"b{place}", status=StepStatus.QUEUED, attempt=1, at=AT) for place in range(number)]
+def changes(number: int) -> list[StatusChange]:
+    return [StatusChange(f"b{place}", None, None, StepStatus.QUEUED, 1, AT, None) for place in range(number)]
 
 
 def test_many_events_share_messages_and_keep_their_order() -> None:
-    rows = list(event_rows(RUN, events(2 * EVENTS_PER_MESSAGE + 1)))
+    rows = list(event_rows(RUN, changes(2 * EVENTS_PER_MESSAGE + 1)))
     bodies = [decode(RunEvent, row.body) for row in rows]
     assert [len(body.events) for body in bodies] == [EVENTS_PER_MESSAGE, EVENTS_PER_MESSAGE, 1]
-    assert [event for body in bodies for event in body.events] == events(2 * EVENTS_PER_MESSAGE + 1)
+    assert [event.step_id for body in bodies for event in body.events] == [
+        change.step_id for change in changes(2 * EVENTS_PER_MESSAGE + 1)
+    ]
     assert {(row.exchange, row.routing_key) for row in rows} == {("orchestrator.events", f"run.{RUN}")}
+
+
+def test_an_event_is_written_as_the_model_of_the_contract_would_be() -> None:
+    error = ErrorInfo(code="timeout", message="too long")
+    told = [
+        StatusChange("a", "block", "a", StepStatus.FAILED, 1, AT, error),
+        StatusChange(None, None, None, StepStatus.RUNNING, 0, AT, None),
+    ]
+    (row,) = event_rows(RUN, told)
+    assert row.body == encode(RunEvent(run_id=RUN, events=[StepEvent(**change._asdict()) for change in told]))
+
+
+@pytest.mark.parametrize("fields", [{}, {"parent_step_id": None, "branch_name": None}, {"timeout_seconds": 2.5}])
+def test_a_task_is_written_as_the_model_of_the_contract_would_be(fields: dict[str, Any]) -> None:
+    row = outbox_row(RUN, SendTask(branch(**fields)))
+    assert row.body == encode(decode(AgentTask, row.body))
 
 
 def test_no_events_are_no_message() -> None:
@@ -95,7 +114,7 @@ def test_no_events_are_no_message() -> None:
 
 
 def test_every_message_has_an_id_of_its_own() -> None:
-    rows = [outbox_row(RUN, SendTask(branch())) for _ in range(3)] + list(event_rows(RUN, events(1_000)))
+    rows = [outbox_row(RUN, SendTask(branch())) for _ in range(3)] + list(event_rows(RUN, changes(1_000)))
     assert len({row.message_id for row in rows}) == len(rows)
 
 
@@ -105,7 +124,7 @@ def test_only_events_may_find_nobody_who_wants_them() -> None:
         outbox_row(RUN, SendTask(branch())),
         outbox_row(RUN, SendTicket(branch())),
         outbox_row(RUN, SendResult(ReplyAddress("q", "c"), result)),
-        *event_rows(RUN, events(1)),
+        *event_rows(RUN, changes(1)),
     ]
     assert [to_message(row).mandatory for row in rows] == [True, True, True, False]
 
