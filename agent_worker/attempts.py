@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from agent_worker.pulse import AttemptPulse
 from messaging.port import Consumer, Delivery
 from schemas.messages import AgentTask
 
@@ -34,6 +35,8 @@ class Attempt:
     on_settled: Callable[["Attempt"], None]  # called once, when its deliveries are acked
     started_at: datetime | None = None  # None: it waits for its turn
     answer: bytes | None = None  # its final report, once there is one
+    given_up: bool = False  # its deliveries went back to the broker, so whatever comes of it does not count
+    pulse: AttemptPulse | None = None  # since its agent runs
 
     @property
     def untouched(self) -> bool:
@@ -53,8 +56,8 @@ class Attempt:
     @property
     def outlived_timeout(self) -> float | None:
         """The broker's consumer_timeout in seconds, where that is known and the attempt has run for longer."""
-        for known in (held.consumer.consumer_timeout for held in self.held):
-            if known is not None and self.started_at is not None:
+        for held in self.held:
+            if (known := held.consumer.consumer_timeout) is not None and self.started_at is not None:
                 ran = datetime.now(UTC) - self.started_at
                 return known if ran.total_seconds() > known else None
         return None
@@ -63,6 +66,12 @@ class Attempt:
         """Note that it starts now."""
         self.started_at = datetime.now(UTC)
         return self.started_at
+
+    def give_up(self) -> None:
+        """Note that it is somebody else's from now on."""
+        self.given_up = True
+        if self.pulse is not None:
+            self.pulse.stop()
 
 
 def by_consumer(held: Iterable[Held]) -> dict[Consumer, list[Delivery]]:
@@ -80,17 +89,17 @@ class AnswerMemory:
         self._max_answers = max_answers
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._bodies: OrderedDict[UUID, bytes] = OrderedDict()
+        self._bodies: OrderedDict[int, bytes] = OrderedDict()  # by the ids' numbers: UUIDs hash slowly
 
     def remember(self, task_id: UUID, body: bytes) -> None:
         """Keep the result of a task; the oldest go when there are too many."""
-        self._bytes += len(body) - len(self._bodies.pop(task_id, b""))
-        self._bodies[task_id] = body
+        self._bytes += len(body) - len(self._bodies.pop(task_id.int, b""))
+        self._bodies[task_id.int] = body
         while len(self._bodies) > self._max_answers or self._bytes > self._max_bytes:
             self._bytes -= len(self._bodies.popitem(last=False)[1])
 
     def recall(self, task_id: UUID) -> bytes | None:
         """Return the result of a task, if it is still known."""
-        if (body := self._bodies.get(task_id)) is not None:
-            self._bodies.move_to_end(task_id)
+        if (body := self._bodies.get(task_id.int)) is not None:
+            self._bodies.move_to_end(task_id.int)
         return body

@@ -10,6 +10,7 @@ from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
 from agent_worker.attempts import Attempt, Held, by_consumer
 from agent_worker.desk import Desk
+from agent_worker.execution import tell_abandoned
 from messaging.crash_points import reach
 from messaging.port import BrokerUnavailable, Consumer, DeadLetterReason, Delivery
 from schemas.codec import decode
@@ -36,9 +37,11 @@ class AgentConsumer:
         self._desk = desk
         self._concurrency = concurrency
         self._on_bug = on_bug
+        self._loop = asyncio.get_running_loop()
         self._waiting: deque[Attempt] = deque()
         self._unsettled: set[Attempt] = set()
-        self._running: dict[asyncio.Task[None], Attempt] = {}
+        self._running: dict[Attempt, asyncio.Task[None]] = {}
+        self._abandoned: dict[Attempt, asyncio.Task[None]] = {}  # kept here: the event loop holds tasks weakly
         self._refusing: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -56,12 +59,10 @@ class AgentConsumer:
         # First: the broker would hand what is given back to us again.
         await self._consumer.cancel()
         unstarted = [attempt for attempt in self._unsettled if attempt.untouched]
-        for running, attempt in self._running.items():
-            if attempt.untouched:
-                running.cancel()
         self._waiting.clear()
         for attempt in unstarted:
             self._desk.drop(attempt)
+            self._stop(attempt)
         for consumer, deliveries in by_consumer(held for attempt in unstarted for held in attempt.held).items():
             await consumer.requeue(deliveries)
         for attempt in unstarted:
@@ -72,14 +73,19 @@ class AgentConsumer:
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Give back what is unsettled, then cancel what runs."""
+        """Give back what is unsettled, then cancel what runs, and wait for it no longer than the grace."""
         self._draining = True
         await self._close_source()
-        left = [*self._running, *self._refusing]
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left)
+        given_up = dict(self._running)
+        for attempt in given_up:
+            self._stop(attempt)
+        for refusing in self._refusing:
+            refusing.cancel()
+        if left := [*given_up.values(), *self._refusing]:
+            await asyncio.wait(left, timeout=self._desk.cancel_grace)
+        for attempt, running in given_up.items():
+            if not running.done():
+                tell_abandoned(attempt.task)
 
     async def _close_source(self) -> None:
         try:
@@ -107,20 +113,36 @@ class AgentConsumer:
             self._waiting.append(attempt)
 
     def _start(self, attempt: Attempt) -> None:
-        running = asyncio.create_task(self._desk.work(attempt))
-        self._running[running] = attempt
-        running.add_done_callback(self._ended)
+        self._running[attempt] = self._loop.create_task(self._work(attempt))
 
-    def _ended(self, running: asyncio.Task[None]) -> None:
-        del self._running[running]
-        if not running.cancelled() and (bug := running.exception()) is not None:
+    async def _work(self, attempt: Attempt) -> None:
+        try:
+            await self._desk.work(attempt)
+        except Exception as bug:
             self._on_bug(bug)
-        if self._waiting and not self._draining:
-            self._start(self._waiting.popleft())
+        finally:
+            self._ended(attempt)
+
+    def _ended(self, attempt: Attempt) -> None:
+        self._abandoned.pop(attempt, None)
+        if self._running.pop(attempt, None) is not None:
+            self._start_next()
 
     def _settled(self, attempt: Attempt) -> None:
         self._unsettled.discard(attempt)
+        if not attempt.given_up and (going_on := self._running.pop(attempt, None)) is not None:
+            self._abandoned[attempt] = going_on  # its agent ignored its timeout
+            self._start_next()
         self._note_idle()
+
+    def _start_next(self) -> None:
+        if self._waiting and not self._draining:
+            self._start(self._waiting.popleft())
+
+    def _stop(self, attempt: Attempt) -> None:
+        attempt.give_up()
+        if (running := self._running.get(attempt)) is not None:
+            running.cancel()
 
     def _note_idle(self) -> None:
         if not self._unsettled and not self._refusing:

@@ -7,6 +7,7 @@ knows a task from its first delivery until its result is confirmed (an open atte
 import asyncio
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from agent_worker.context import AgentContext
 from agent_worker.execution import Executor, Outcome, task_ids
 from agent_worker.failures import worker_error
 from agent_worker.options import WorkerOptions
-from agent_worker.pulse import AttemptPulse, PulseTiming
+from agent_worker.pulse import AttemptPulse, PulseTiming, Rhythm
 from agent_worker.registry import Agent, AgentRegistry
 from agent_worker.reporter import Report, Reporter
 from agent_worker.reports import ReportWriter
@@ -40,12 +41,13 @@ class Desk:
 
     def __init__(self, broker: Broker, registry: AgentRegistry, options: WorkerOptions) -> None:
         self.reporter = Reporter(broker, confirmed=self._close, too_large=self._too_large)
+        self.cancel_grace = options.cancel_grace
         self._registry = registry
         self._options = options
         self._writer = ReportWriter(options.worker_id, options.max_result_bytes)
-        self._timing = PulseTiming(options.report_started_after, options.heartbeat_interval)
+        self._rhythm = Rhythm(PulseTiming(options.report_started_after, options.heartbeat_interval))
         self._executor = Executor(cancel_grace=options.cancel_grace)
-        self._open: dict[UUID, Attempt] = {}
+        self._open: dict[int, Attempt] = {}  # by the numbers of their tasks' ids: UUIDs hash slowly
         self._answers = AnswerMemory()
         self._suspects = asyncio.Lock()
         self.colleagues = Colleagues(broker, self.whereabouts)
@@ -56,10 +58,10 @@ class Desk:
         An attempt without an answer is to be worked on. One that has an answer was finished here before; that answer
         is on its way again.
         """
-        if (known := self._open.get(task.task_id)) is not None:
+        if (known := self._open.get(task.task_id.int)) is not None:
             self._attach(known, held)
             return None
-        attempt = self._open[task.task_id] = Attempt(task, [held], on_settled)
+        attempt = self._open[task.task_id.int] = Attempt(task, [held], on_settled)
         if (answer := self._answers.recall(task.task_id)) is not None:
             log.info("A task came again; it is answered from memory", action="answered_from_memory", **task_ids(task))
             self._send_final(attempt, answer)
@@ -67,21 +69,24 @@ class Desk:
 
     def drop(self, attempt: Attempt) -> None:
         """Forget an attempt without a result: its deliveries go back to the broker."""
-        del self._open[attempt.task.task_id]
+        del self._open[attempt.task.task_id.int]
 
     def whereabouts(self, task_id: UUID) -> Whereabouts:
         """Return what a colleague should know of a task: whether it runs here, or was finished here."""
-        if (known := self._open.get(task_id)) is not None:
+        if (known := self._open.get(task_id.int)) is not None:
             return Whereabouts.NOWHERE if known.untouched else Whereabouts.RUNNING
         return Whereabouts.NOWHERE if self._answers.recall(task_id) is None else Whereabouts.FINISHED
 
     async def work(self, attempt: Attempt) -> None:
-        """Run the attempt and have its result sent; cancelled, it sends nothing."""
-        if attempt.came_again and await self._finished_elsewhere(attempt):
+        """Run the attempt and have its result sent, unless it is given up before.
+
+        An agent that ignores its timeout is reported and goes on, and so does this; its attempt is settled meanwhile.
+        """
+        if not attempt.came_again:
+            await self._answer(attempt)
+        elif await self._finished_elsewhere(attempt):
             await self._leave(attempt)
-            return
-        count = attempt.earlier_deliveries
-        if count >= self._options.max_deliveries:
+        elif (count := attempt.earlier_deliveries) >= self._options.max_deliveries:
             self._finish(attempt, _came_too_often(count))
         elif count >= SUSPECT_FROM:
             await self._answer_suspect(attempt, count)
@@ -125,12 +130,15 @@ class Desk:
             "A task came back often; it runs alone", action="suspect_task", deliveries=count, **task_ids(attempt.task)
         )
         await asyncio.sleep(LONGEST_SUSPENSE * turn(attempt.task.task_id, count))
-        async with self._suspects:
-            settled = asyncio.Event()
-            tell, attempt.on_settled = attempt.on_settled, lambda _: settled.set()
-            await self._answer(attempt)
-            await settled.wait()
-        tell(attempt)
+        await self._suspects.acquire()
+        tell = attempt.on_settled
+
+        def settled(attempt: Attempt) -> None:
+            self._suspects.release()
+            tell(attempt)
+
+        attempt.on_settled = settled
+        await self._answer(attempt)
 
     async def _answer(self, attempt: Attempt) -> None:
         agent = self._registry.get(attempt.task.agent_name)
@@ -139,20 +147,31 @@ class Desk:
             return
         attempt.start()
         reach("worker.agent_started", agent.name)
-        outcome = await self._outcome(agent, attempt)
-        reach("worker.agent_ended", agent.name)
-        self._finish(attempt, outcome)
+        pulse = attempt.pulse = AttemptPulse(lambda status: self._sign_of_life(attempt, status), self._rhythm)
+        try:
+            self._ended(attempt, await self._outcome(agent, attempt, pulse))
+        finally:
+            pulse.stop()
+            attempt.pulse = None  # each knows the other: left together they would be garbage that only a search finds
 
-    async def _outcome(self, agent: Agent, attempt: Attempt) -> Outcome:
-        pulse = AttemptPulse(lambda status: self._sign_of_life(attempt, status), self._timing)
+    async def _outcome(self, agent: Agent, attempt: Attempt, pulse: AttemptPulse) -> Outcome:
         try:
             context = self._context(attempt.task, pulse) if agent.signature.context_name else None
-            return await self._executor.execute(agent, attempt.task, context)
+            abandoned = partial(self._abandoned, attempt, pulse)
+            return await self._executor.execute(agent, attempt.task, context, abandoned)
         except Exception as error:
             log.exception("The worker failed, not the agent", action="worker_bug", **task_ids(attempt.task))
             return _bug(error)
-        finally:
-            pulse.stop()
+
+    def _abandoned(self, attempt: Attempt, pulse: AttemptPulse, outcome: Outcome) -> None:
+        pulse.stop()
+        self._ended(attempt, outcome)
+
+    def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        if attempt.given_up or attempt.answer is not None:
+            return  # too late
+        reach("worker.agent_ended", attempt.task.agent_name)
+        self._finish(attempt, outcome)
 
     def _context(self, task: AgentTask, pulse: AttemptPulse) -> AgentContext:
         return AgentContext(
@@ -200,7 +219,7 @@ class Desk:
         )
 
     def _close(self, report: Report) -> None:
-        del self._open[report.attempt.task.task_id]
+        del self._open[report.attempt.task.task_id.int]
         self._answers.remember(report.attempt.task.task_id, report.body)
 
     def _too_large(self, report: Report) -> Report:

@@ -1,8 +1,11 @@
 """One attempt: the task's input in, an outcome out. Nothing here knows of the broker.
 
-A failure of any kind is an outcome; only two things come out of `Executor.execute` as exceptions. CancelledError, when
-the attempt itself is cancelled (shutdown): that is not a failure, and its delivery stays unsettled. KeyboardInterrupt,
-because it is meant for the process.
+An agent runs in the asyncio task of its attempt: a task of its own would cost more than all the rest of a short
+attempt. So nobody can go on while an agent ignores its cancellation; whoever must is called back.
+
+A failure of any kind is an outcome; only KeyboardInterrupt comes out of `Executor.execute`, because it is meant for the
+process, and CancelledError out of an attempt that waits for a thread. A cancelled async agent has an outcome like any
+other, for it may have cancelled itself. Whoever cancels an attempt on purpose (shutdown) must ignore its outcome.
 """
 
 import asyncio
@@ -15,6 +18,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from agent_worker.context import AgentContext
+from agent_worker.deadline import Deadline
 from agent_worker.failures import MAX_MESSAGE, AttemptFailed, agent_error, clean, invalid_input, worker_error
 from agent_worker.registry import Agent
 from agent_worker.threads import AgentThreads
@@ -50,25 +54,30 @@ _Ended = _Returned | _Raised
 
 
 class Executor:
-    """Runs attempts: async agents as tasks, sync agents in threads of their own."""
+    """Runs attempts: async agents where it is called, sync agents in threads of their own."""
 
     def __init__(self, *, cancel_grace: float = CANCEL_GRACE) -> None:
         self._cancel_grace = cancel_grace
         self._threads = AgentThreads()
-        self._abandoned: set[asyncio.Task[_Ended]] = set()
 
-    async def execute(self, agent: Agent, task: AgentTask, context: AgentContext | None) -> Outcome:
+    async def execute(
+        self, agent: Agent, task: AgentTask, context: AgentContext | None, abandoned: Callable[[Outcome], None]
+    ) -> Outcome:
         """Run *agent* on the task's input and return how that ended, within the task's timeout.
 
         Args:
             agent: What to run.
             task: Its input and its timeout.
             context: Needed where the agent has a parameter for it.
+            abandoned: Called with the outcome when the agent has ignored its timeout. It then goes on unattended, and
+                what is returned when it ends after all comes too late.
         """
         try:
             call = _call(agent, task, context)
-            ended = await (self._await(call, task) if agent.is_async else self._run_in_thread(call, task))
-            return Outcome(output=_output(ended))
+            running = _ended_async(call) if agent.is_async else self._ended_in_thread(call, task)
+            if task.timeout_seconds is not None:
+                running = self._in_time(running, task, task.timeout_seconds, abandoned)
+            return Outcome(output=_output(await running))
         except AttemptFailed as failed:
             return Outcome(error=failed.error)
 
@@ -76,42 +85,36 @@ class Executor:
         """Let idle threads end; busy ones end with their call."""
         self._threads.close()
 
-    async def _await(self, call: Callable[[], Awaitable[Any]], task: AgentTask) -> _Ended:
-        running = asyncio.ensure_future(_ended_async(call))
-        try:
-            done, _ = await asyncio.wait((running,), timeout=task.timeout_seconds)
-        except asyncio.CancelledError:
-            await self._cancel(running, task)
-            raise
-        if not done:
-            await self._cancel(running, task)
-            raise AttemptFailed(_timeout(task))
-        return running.result()
+    async def _in_time(
+        self, running: Awaitable[_Ended], task: AgentTask, seconds: float, abandoned: Callable[[Outcome], None]
+    ) -> _Ended:
+        def ignored() -> None:
+            tell_abandoned(task)
+            abandoned(Outcome(error=_timeout(task)))
 
-    async def _cancel(self, running: "asyncio.Task[_Ended]", task: AgentTask) -> None:
-        """Cancel the agent and give it a moment; one that goes on regardless is left to itself."""
-        running.cancel()
-        # the event loop holds tasks weakly; this keeps it alive until its end
-        self._abandoned.add(running)
-        running.add_done_callback(self._abandoned.discard)
-        done, _ = await asyncio.wait((running,), timeout=self._cancel_grace)
-        if not done:
-            log.warning(
-                "The agent ignored its cancellation; it goes on unattended", action="agent_abandoned", **task_ids(task)
-            )
-
-    async def _run_in_thread(self, call: Callable[[], Any], task: AgentTask) -> _Ended:
-        future = self._threads.run(lambda: _ended(call))
+        deadline = Deadline(seconds, self._cancel_grace, ignored)
         try:
-            done, _ = await asyncio.wait((future,), timeout=task.timeout_seconds)
+            ended = await running
         except asyncio.CancelledError:
-            _tell_thread_goes_on(task, "The attempt was given up")
-            raise
-        if not done:
-            _tell_thread_goes_on(task, "The attempt timed out")
+            if not deadline.passed:
+                raise
+        finally:
+            deadline.stop()
+        if deadline.passed:
             raise AttemptFailed(_timeout(task))
-        ended: _Ended = future.result()
         return ended
+
+    async def _ended_in_thread(self, call: Callable[[], Any], task: AgentTask) -> _Ended:
+        future: asyncio.Future[_Ended] = self._threads.run(lambda: _ended(call))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            log.warning(
+                "The attempt is over; a thread cannot be killed, so the agent goes on",
+                action="thread_goes_on",
+                **task_ids(task),
+            )
+            raise
 
 
 def _call(agent: Agent, task: AgentTask, context: AgentContext | None) -> Callable[[], Any]:
@@ -184,8 +187,9 @@ def _timeout(task: AgentTask) -> AgentError:
     return worker_error(WorkerErrorCode.TIMEOUT, f"the attempt took longer than its {task.timeout_seconds:g} s")
 
 
-def _tell_thread_goes_on(task: AgentTask, what: str) -> None:
-    log.warning(f"{what}; a thread cannot be killed, so the agent goes on", action="thread_goes_on", **task_ids(task))
+def tell_abandoned(task: AgentTask) -> None:
+    """Log that an agent outlived its attempt."""
+    log.warning("The agent ignored its cancellation; it goes on unattended", action="agent_abandoned", **task_ids(task))
 
 
 def task_ids(task: AgentTask) -> dict[str, str | int]:

@@ -1,6 +1,7 @@
-"""The signs of life of one attempt: STARTED when it runs for a while, then HEARTBEATs."""
+"""The signs of life of attempts: STARTED when one runs for a while, then HEARTBEATs."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,22 +20,71 @@ class PulseTiming:
     heartbeat_interval: float
 
 
+class Rhythm:
+    """Tells the pulses of a worker when they are due, with one timer: most attempts end long before their first sign.
+
+    All pulses wait equally long for their first sign, and equally long between two heartbeats. So each of the two
+    groups is in the order of what is due, and only its first members need a look.
+    """
+
+    def __init__(self, timing: PulseTiming) -> None:
+        self._timing = timing
+        self._starting: dict[AttemptPulse, float] = {}  # when its first sign is due, on the event loop's clock
+        self._beating: dict[AttemptPulse, float] = {}  # when its next heartbeat is due
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = math.inf  # when the timer goes off
+
+    def begin(self, pulse: "AttemptPulse") -> None:
+        """Have *pulse* say that it started, when that is due."""
+        self._add(self._starting, pulse, self._timing.started_after)
+
+    def go_on(self, pulse: "AttemptPulse") -> None:
+        """Have *pulse* beat when the next heartbeat is due, counted from now."""
+        self.end(pulse)
+        self._add(self._beating, pulse, self._timing.heartbeat_interval)
+
+    def end(self, pulse: "AttemptPulse") -> None:
+        """Leave *pulse* alone. The timer stays as it is: it may find nothing to do, once."""
+        if self._starting.pop(pulse, None) is None:
+            self._beating.pop(pulse, None)
+
+    def _add(self, group: dict["AttemptPulse", float], pulse: "AttemptPulse", seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = group[pulse] = loop.time() + seconds
+        if due < self._next:
+            self._wake_at(due, loop)
+
+    def _wake_at(self, due: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = due
+        self._timer = loop.call_at(due, self._look, loop) if due < math.inf else None
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        groups = (self._starting, self._beating)
+        try:
+            for pulse in [pulse for group in groups for pulse in _due(group, loop.time())]:
+                pulse.due()
+        finally:
+            self._wake_at(min(map(_first, groups)), loop)
+
+
 class AttemptPulse:
     """Sends signs of life until it is stopped, and never after: the result is the last word.
 
     A short attempt sends none, because its result says when it started. The first sign is always STARTED.
     """
 
-    __slots__ = ("_last_beat", "_loop", "_send", "_started", "_timer", "_timing", "over")
+    __slots__ = ("_last_beat", "_loop", "_rhythm", "_send", "_started", "over")
 
-    def __init__(self, send: Callable[[ReportStatus], None], timing: PulseTiming) -> None:
+    def __init__(self, send: Callable[[ReportStatus], None], rhythm: Rhythm) -> None:
         self.over = False
         self._send = send
-        self._timing = timing
+        self._rhythm = rhythm
         self._started = False
-        self._last_beat = float("-inf")
+        self._last_beat = -math.inf
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(timing.started_after, self._due)
+        rhythm.begin(self)
 
     def beat(self) -> None:
         """Send a heartbeat for the agent, unless it just did. Safe to call from any thread."""
@@ -50,19 +100,19 @@ class AttemptPulse:
     def stop(self) -> None:
         """Send nothing any more."""
         self.over = True
-        self._timer.cancel()
+        self._rhythm.end(self)
 
-    def _due(self) -> None:
+    def due(self) -> None:
+        """Send what is due: STARTED, then a heartbeat each time."""
+        self._rhythm.go_on(self)  # first: what cannot be sent must not be due for ever
         if not self._tell_started():
             self._send(ReportStatus.HEARTBEAT)
-        self._timer = self._loop.call_later(self._timing.heartbeat_interval, self._due)
 
     def _beat(self) -> None:
         if self.over:
             return
         if self._tell_started():
-            self._timer.cancel()
-            self._timer = self._loop.call_later(self._timing.heartbeat_interval, self._due)
+            self._rhythm.go_on(self)
         self._send(ReportStatus.HEARTBEAT)
 
     def _tell_started(self) -> bool:
@@ -70,3 +120,16 @@ class AttemptPulse:
         if first:
             self._send(ReportStatus.STARTED)
         return first
+
+
+def _due(group: dict[AttemptPulse, float], now: float) -> list[AttemptPulse]:
+    found = []
+    for pulse, due in group.items():
+        if due > now:
+            break
+        found.append(pulse)
+    return found
+
+
+def _first(group: dict[AttemptPulse, float]) -> float:
+    return next(iter(group.values()), math.inf)

@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 from agent_worker.execution import Outcome
 from agent_worker.failures import worker_error
-from schemas.codec import encode
+from schemas.codec import dump_checked, plain_fields
 from schemas.messages import AgentError, AgentResult, AgentTask
 from schemas.statuses import ReportStatus
 from schemas.worker_codes import WorkerErrorCode
 
 REPORT_TYPE: Final = AgentResult.__name__
 
-_Ends = dict[str, datetime | float | None]
+_NOBODYS: Final = UUID(int=0)
+
+_Fields = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +26,17 @@ class ReportWriter:
     worker_id: str
     max_bytes: int
 
+    def __post_init__(self) -> None:
+        """Make sure once that reports with this worker id are taken.
+
+        Raises:
+            ValidationError: It is empty or longer than 200 characters.
+        """
+        AgentResult(task_id=_NOBODYS, run_id=_NOBODYS, status=ReportStatus.STARTED, worker_id=self.worker_id)
+
     def sign_of_life(self, task: AgentTask, status: ReportStatus, started_at: datetime) -> bytes:
         """Return a STARTED or HEARTBEAT report."""
-        return self._encoded(task, status, started_at=started_at)
+        return self._encoded(task, status, {}, {"started_at": started_at.isoformat()})
 
     def final(
         self, task: AgentTask, outcome: Outcome, started_at: datetime | None, consumer_timeout: float | None = None
@@ -54,24 +65,38 @@ class ReportWriter:
         ends = _ends(started_at)
         return self._failed(task, _too_large(size, None), ends)
 
-    def _outcome(self, task: AgentTask, outcome: Outcome, ends: _Ends) -> bytes:
+    def _outcome(self, task: AgentTask, outcome: Outcome, ends: _Fields) -> bytes:
         if outcome.error is not None:
             return self._failed(task, outcome.error, ends)
-        return self._encoded(task, ReportStatus.COMPLETED, output=outcome.output, **ends)
+        # Readers take an absent output for null.
+        output = {} if outcome.output is None else {"output": outcome.output}
+        return self._encoded(task, ReportStatus.COMPLETED, output, ends)
 
-    def _failed(self, task: AgentTask, error: AgentError, ends: _Ends) -> bytes:
-        return self._encoded(task, ReportStatus.FAILED, error=error, **ends)
+    def _failed(self, task: AgentTask, error: AgentError, ends: _Fields) -> bytes:
+        return self._encoded(task, ReportStatus.FAILED, {"error": plain_fields(error)}, ends)
 
-    def _encoded(self, task: AgentTask, status: ReportStatus, **fields: Any) -> bytes:
-        result = AgentResult(
-            task_id=task.task_id, run_id=task.run_id, status=status, worker_id=self.worker_id, **fields
+    def _encoded(self, task: AgentTask, status: ReportStatus, what: _Fields, ends: _Fields) -> bytes:
+        # As `encode(AgentResult(...))` would write it; to validate our own values would cost several times more.
+        return dump_checked(
+            {
+                "version": AgentResult.VERSION,
+                "task_id": task.task_id,
+                "run_id": task.run_id,
+                "status": status.value,
+                **what,
+                "worker_id": self.worker_id,
+                **ends,
+            }
         )
-        return encode(result)
 
 
-def _ends(started_at: datetime | None, consumer_timeout: float | None = None) -> _Ends:
+def _ends(started_at: datetime | None, consumer_timeout: float | None = None) -> _Fields:
     """Return when the attempt started, if it did, that it ends now, and which timeout it outlived."""
-    return {"started_at": started_at, "finished_at": datetime.now(UTC), "consumer_timeout": consumer_timeout}
+    ends: _Fields = {} if started_at is None else {"started_at": started_at.isoformat()}
+    ends["finished_at"] = datetime.now(UTC).isoformat()
+    if consumer_timeout is not None:
+        ends["consumer_timeout"] = consumer_timeout
+    return ends
 
 
 def _too_large(size: int, limit: int | None) -> AgentError:

@@ -120,8 +120,8 @@ def _input_reader(name: str, annotation: Any) -> Callable[[Any], Any] | None:
     if annotation in (Any, object):
         return None
     adapter = _type_adapter(name, annotation)
-    if annotation in (dict, dict[str, Any]):
-        return adapter.validate_python
+    if annotation in (dict, dict[str, Any]):  # what JSON objects are already
+        return lambda value: value if type(value) is dict else adapter.validate_python(value)
     # As JSON, not as Python values: a strict model must still read a UUID or a time from a string.
     return lambda value: adapter.validate_json(dump_json(value))
 

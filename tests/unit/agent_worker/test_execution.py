@@ -48,7 +48,10 @@ def execute(executor: Executor, task: Callable[..., AgentTask]) -> Execute:
         assert agent is not None
         made = task("echo", input, **fields)
         context = AgentContext("echo", made.run_id, made.step_id, made.task_id)
-        return await executor.execute(agent, made, context)
+        abandoned = asyncio.get_running_loop().create_future()
+        running = asyncio.ensure_future(executor.execute(agent, made, context, abandoned.set_result))
+        done, _ = await asyncio.wait((running, abandoned), return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
 
     return run
 
@@ -217,7 +220,7 @@ def test_a_keyboard_interrupt_is_for_the_process(task: Callable[..., AgentTask],
         agents.agent("echo")(synchronous if kind == "sync" else asynchronous)
         agent = agents.get("echo")
         assert agent is not None
-        await Executor().execute(agent, task(), None)
+        await Executor().execute(agent, task(), None, pytest.fail)
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(run())
@@ -235,25 +238,6 @@ async def test_an_agent_that_cancels_itself_has_failed(execute: Execute) -> None
 
     for agent in (raises, cancels):
         assert error_of(await execute(agent)).type == "asyncio.exceptions.CancelledError"
-
-
-async def test_cancelling_the_attempt_from_outside_is_no_failure_and_lets_the_agent_clean_up(execute: Execute) -> None:
-    started, cleaned = asyncio.Event(), asyncio.Event()
-
-    async def agent(input):
-        started.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.sleep(0)
-            cleaned.set()
-
-    attempt = asyncio.create_task(execute(agent))
-    await started.wait()
-    attempt.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await attempt
-    assert cleaned.is_set()
 
 
 async def test_a_timeout_cancels_an_async_agent(execute: Execute) -> None:
@@ -279,6 +263,28 @@ async def test_what_an_agent_returns_after_its_timeout_does_not_count(execute: E
             return "saved in the last moment"
 
     assert error_of(await execute(agent, timeout_seconds=0.01)).type == "timeout"
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.001])  # it ends within its time; within its grace
+async def test_an_agent_that_has_ended_is_not_abandoned(
+    executor: Executor, task: Callable[..., AgentTask], eventually: Callable[..., Any], seconds: float
+) -> None:
+    agents = AgentRegistry()
+
+    @agents.agent("echo")
+    async def agent(input: Any) -> None:
+        if seconds == 0.001:
+            await asyncio.Event().wait()
+
+    registered = agents.get("echo")
+    assert registered is not None
+    abandoned: list[Outcome] = []
+    loop = asyncio.get_running_loop()
+    with capture_logs() as lines:
+        await executor.execute(registered, task(timeout_seconds=seconds), None, abandoned.append)
+        ended = loop.time()
+        await eventually(lambda: loop.time() > ended + 0.1)  # longer than its time and its grace
+    assert (abandoned, lines) == ([], [])
 
 
 async def test_an_agent_that_ignores_its_cancellation_is_abandoned_and_named_in_the_log(execute: Execute) -> None:

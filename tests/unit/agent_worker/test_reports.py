@@ -7,7 +7,7 @@ import pytest
 
 from agent_worker.execution import Outcome
 from agent_worker.reports import ReportWriter
-from schemas.codec import decode
+from schemas.codec import decode, encode
 from schemas.messages import AgentError, AgentResult, AgentTask
 from schemas.statuses import ReportStatus
 
@@ -32,6 +32,38 @@ def test_a_report_echoes_the_task_and_says_when_it_ran(writer: ReportWriter, tas
     assert result.started_at == STARTED
     assert result.finished_at is not None
     assert before <= result.finished_at <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(output={"b": [1, None, "é"], "a": {"b": None}}),
+        Outcome(output=None),
+        Outcome(error=AgentError(type="quota", message="used up")),
+        Outcome(error=AgentError(type="quota", message="used up", retryable=False, details={"a": None})),
+    ],
+)
+@pytest.mark.parametrize("timeout", [None, 1800.0])
+@pytest.mark.parametrize("started_at", [None, STARTED])
+def test_a_report_is_written_as_the_message_that_it_is(
+    writer: ReportWriter,
+    task: Callable[..., AgentTask],
+    outcome: Outcome,
+    started_at: datetime | None,
+    timeout: float | None,
+) -> None:
+    made = task()
+    body = writer.final(made, outcome, started_at, timeout)
+    result = read(body)
+    assert (result.task_id, result.run_id, result.worker_id) == (made.task_id, made.run_id, "worker-1")
+    assert (result.output, result.error) == (outcome.output, outcome.error)
+    assert (result.started_at, result.consumer_timeout) == (started_at, timeout)
+    assert body == encode(result)
+
+
+def test_a_worker_id_that_no_reader_takes_is_refused_before_the_first_report() -> None:
+    with pytest.raises(ValueError, match="worker_id"):
+        ReportWriter("", max_bytes=1_000)
 
 
 def test_a_sign_of_life_has_no_end(writer: ReportWriter, task: Callable[..., AgentTask]) -> None:

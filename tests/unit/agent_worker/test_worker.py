@@ -1,6 +1,7 @@
 import asyncio
 import threading
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -236,6 +237,24 @@ async def test_a_timeout_is_reported_and_the_delivery_settled(bench, gate, task,
     await bench.start()
     await bench.send(task(timeout_seconds=0.01))
     assert (await bench.report()).error.type == "timeout"
+    await eventually(lambda: bench.unsettled() == 0)
+
+
+async def test_an_agent_that_cancels_itself_has_ended_like_any_other(bench, task, eventually) -> None:
+    @bench.agents.agent("echo")
+    async def cancels(input):
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        if input == "waits":
+            await asyncio.sleep(0)
+        return "done"
+
+    await bench.start(concurrency=1)
+    await bench.send(task("echo", "waits"), task("echo", "ends"))
+    results = [await bench.report() for _ in range(2)]
+    assert results[0].error.type == "asyncio.exceptions.CancelledError"
+    assert results[1].output == "done"
     await eventually(lambda: bench.unsettled() == 0)
 
 
@@ -521,6 +540,118 @@ async def test_closing_cancels_what_runs_and_reports_no_failure(bench, gate, tas
     assert bench.broker.published == []
 
 
+async def test_closing_lets_a_cancelled_agent_clean_up(bench, task) -> None:
+    begun, cleaned = asyncio.Event(), asyncio.Event()
+
+    @bench.agents.agent("echo")
+    async def tidy(input):
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.set()
+
+    worker = await bench.start()
+    await bench.send(task())
+    await begun.wait()
+    await worker.close()
+    assert cleaned.is_set()
+    assert (await bench.waiting(), bench.unsettled()) == (1, 0)
+    assert bench.broker.published == []
+
+
+class Stubborn:
+    """An agent that ignores its cancellation until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.open = asyncio.Event()
+        self.contexts: list[AgentContext] = []
+        self.started = 0
+        self.cancelled = 0
+        self.ended = 0
+
+    async def __call__(self, input: Any, context: AgentContext) -> str:
+        self.contexts.append(context)
+        self.started += 1
+        self.begun.set()
+        while not self.open.is_set():
+            try:
+                await self.open.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+        self.ended += 1
+        return "too late"
+
+
+@pytest.fixture
+def stubborn(bench) -> Iterator[Stubborn]:
+    """The agent "echo"."""
+    agent = bench.agents.agent("echo")(Stubborn())
+    yield agent
+    agent.open.set()
+
+
+async def test_closing_waits_no_longer_than_the_grace_for_an_agent_that_ignores_its_cancellation(
+    bench, stubborn, task, eventually
+) -> None:
+    worker = await bench.start(cancel_grace=0.01, report_started_after=NEVER)
+    await bench.send(task())
+    await stubborn.begun.wait()
+    with capture_logs() as lines:
+        async with asyncio.timeout(5):
+            await worker.close()
+    assert [line["action"] for line in lines if line["log_level"] == "warning"] == ["agent_abandoned"]
+    assert stubborn.contexts[0].over
+    stubborn.open.set()
+    await eventually(lambda: stubborn.ended == 1)
+    await bench.settle_down()
+    assert bench.broker.published == []
+    assert (await bench.waiting(), bench.unsettled()) == (1, 0)
+
+
+async def test_an_agent_that_ignores_its_timeout_is_reported_and_holds_up_nothing(
+    bench, stubborn, task, eventually
+) -> None:
+    worker = await bench.start(concurrency=1, cancel_grace=0.01, report_started_after=NEVER)
+    await bench.send(task(timeout_seconds=0.01), task(timeout_seconds=0.01))
+    results = [await bench.report() for _ in range(2)]
+    assert [result.error.type for result in results] == ["timeout", "timeout"]
+    await eventually(lambda: bench.unsettled() == 0)
+    assert (stubborn.started, stubborn.ended) == (2, 0)
+    assert all(context.over for context in stubborn.contexts)
+    stubborn.open.set()
+    await eventually(lambda: stubborn.ended == 2)
+    await bench.settle_down()
+    await worker.drain()
+    assert len(bench.broker.published) == 2, "what it returned after all does not count"
+
+
+async def test_a_task_that_waits_for_an_agent_that_ignores_its_timeout_is_started(
+    bench, stubborn, task, eventually
+) -> None:
+    await bench.start(concurrency=1, cancel_grace=0.01)
+    thief = await bench.client.consume(agent_queue("echo"), prefetch=1)
+    await bench.send(task("echo", timeout_seconds=0.2), task("echo"))
+    await stubborn.begun.wait()
+    bench.server.drop_connections()  # they reconnect in their order: the thief gets what runs, the worker what waits
+    await eventually(lambda: stubborn.started == 2)
+    assert stubborn.ended == 0
+    await thief.close()
+
+
+async def test_an_attempt_that_is_given_up_during_its_grace_sends_nothing(bench, stubborn, task, eventually) -> None:
+    worker = await bench.start(cancel_grace=0.2)
+    await bench.send(task(timeout_seconds=0.01))
+    await eventually(lambda: stubborn.cancelled == 1)  # its time is over
+    await worker.close()
+    assert bench.broker.published == []
+    assert (await bench.waiting(), bench.unsettled()) == (1, 0)
+    stubborn.open.set()
+    await eventually(lambda: stubborn.ended == 1)
+
+
 async def test_closing_does_not_wait_for_a_thread(bench, task) -> None:
     begun, release = threading.Event(), threading.Event()
 
@@ -579,7 +710,7 @@ async def test_a_bug_while_working_on_a_task_ends_the_worker_loudly(bench, echo,
     def broken(_: Any) -> bytes:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("agent_worker.reports.encode", broken)
+    monkeypatch.setattr("agent_worker.reports.dump_checked", broken)
     worker = bench.worker()
     running = asyncio.create_task(worker.run_until_stopped())
     await bench.send(task())
