@@ -51,8 +51,10 @@ lint: $(VENV)/.test  ## Check style (ruff), types (mypy) and layers (import-lint
 schemas: $(VENV)/.embedded  ## Write the published JSON Schemas and AsyncAPI document anew
 	@$(BIN)/python -m schemas.export schemas/published
 
-bench: $(VENV)/.test  ## Measure throughput and latency
-	@$(BIN)/python -m tests.benchmarks
+OPTIONS ?=
+
+bench: $(VENV)/.bench  ## Measure speed, ours and that of others: make bench OPTIONS=--quick, or OPTIONS=--help
+	@$(BIN)/python -m tests.benchmarks $(OPTIONS)
 
 clean:  ## Delete .venv, caches and build products; .forkjoin, the data of local runs, stays
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -67,6 +69,11 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@echo "Installing forkjoin and its test tools into $(VENV) ..."
 	@$(PIP_INSTALL) '.[test]'
 	@touch $(VENV)/.embedded $@
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/python
+	@echo "Installing forkjoin, its test tools and what it is measured beside into $(VENV) ..."
+	@$(PIP_INSTALL) '.[bench]'
+	@touch $(VENV)/.embedded $(VENV)/.test $@
 
 # A name on the PATH proves little (version managers put launchers there that refuse to start), so each is tried.
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)

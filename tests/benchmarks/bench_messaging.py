@@ -21,6 +21,7 @@ from messaging.memory import MemoryBroker
 from messaging.port import Broker, OutgoingMessage, PublishOutcome, Queue, QueueKind
 from messaging.rabbitmq import RabbitmqBroker
 
+SECONDS = 120.0  # for all of it
 _ROUNDS = 3
 _BATCH = 500  # messages per publish and prefetch, as the services use them
 _BODY = b'{"version":1,"task_id":"7f9c24e5","input":{"topic":"' + b"x" * 150 + b'"}}'
@@ -117,20 +118,27 @@ async def best(bench: Callable[[], Awaitable[tuple[Cost, Cost]]]) -> tuple[Cost,
     )
 
 
-async def main(url: str, count: int) -> None:
+async def measure_adapters(url: str, count: int) -> dict[str, tuple[Cost, Cost]]:
+    """Return what publishing and what receiving a message costs, by adapter."""
     queue = Queue(f"bench.{uuid.uuid4().hex[:8]}", QueueKind.QUORUM)
     memory, rabbitmq = MemoryBroker(), RabbitmqBroker(url, name="bench")
     await memory.connect()
     await rabbitmq.connect()
-    lines = {
+    costs = {
         "memory": await best(lambda: bench_port(memory, queue, count)),
         "rabbitmq": await best(lambda: bench_port(rabbitmq, queue, count)),
         "aio-pika": await best(lambda: bench_aio_pika(url, queue.name, count)),
     }
     await rabbitmq.close()
-    for name, (published, consumed) in lines.items():
+    return costs
+
+
+async def main(url: str, count: int) -> None:
+    """Measure and print."""
+    costs = await measure_adapters(url, count)
+    for name, (published, consumed) in costs.items():
         sys.stdout.write(f"{name:10} publish {published}   receive and ack {consumed}\n")
-    ours, theirs = lines["rabbitmq"], lines["aio-pika"]
+    ours, theirs = costs["rabbitmq"], costs["aio-pika"]
     sys.stdout.write(
         f"of aio-pika's CPU time, publish takes {ours[0].cpu / theirs[0].cpu:.0%}, "
         f"receive and ack {ours[1].cpu / theirs[1].cpu:.0%}\n"
