@@ -1,6 +1,7 @@
 """The gates that this replica holds: leases, and the gate queues behind them.
 
-A replica holds a gate by a lease in Postgres, renewed long before it lapses; when it dies another takes over. For each
+A replica holds a gate by a lease in Postgres, renewed long before it lapses; when it dies another takes over. A replica
+that holds none asks for none: it is woken when there is one to take over (`orchestrator.service.lookout`). For each
 gate it holds it consumes the gate queue with prefetch = max_parallelism. Whether a branch may run is decided in
 Postgres (`orchestrator.engine.gate`); the queue only paces.
 
@@ -10,6 +11,7 @@ up for by the reconciliation of the next lease round.
 
 import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -48,6 +50,7 @@ class Gatekeeper:
         self._changing = asyncio.Lock()
         self._removed: set[GateKey] = set()  # since the last round began: what that knows of them is out of date
         self._holds_leases = False
+        self._woken = asyncio.Event()
         self._changes: list[GateChange] = []
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -65,11 +68,20 @@ class Gatekeeper:
             self._in_background(self._tell_soon())
         self._changes.extend(batch.gate_changes)
 
+    def wake(self) -> None:
+        """Have gates looked after that are nobody's, or ours without our knowing."""
+        if not self._gates:  # the next round is near, and finds them too
+            self._woken.set()
+
     async def run(self) -> None:
-        """Renew the leases for ever."""
+        """Renew the leases round by round while there are any, and look after others when woken."""
         while True:
-            await self.run_once()
-            await asyncio.sleep(LEASE_ROUND_SECONDS)
+            if self._gates or self._woken.is_set():
+                await self.run_once()
+                self._woken.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LEASE_ROUND_SECONDS):
+                    await self._woken.wait()
 
     async def run_once(self) -> None:
         """Renew leases, take over lapsed ones, close gates whose block is over, and reconcile the tickets in hand."""

@@ -2,7 +2,7 @@
 
 A commit hands its messages over in memory and they are published at once; the rows are deleted when the broker has
 confirmed them. Whatever is left in the outbox — a block too large to hand over, messages of a process that died, what
-the broker did not confirm or could not route — is found by the sweep when it is due. Both ways share one
+the broker did not confirm or could not route — is found by the sweep when it is due (`lookout`). Both ways share one
 `_settle`: recovery is the same path, entered later.
 
 A message that was handed over is left alone by all sweeps for a while (`HAND_OVER_SECONDS` from the beginning of its
@@ -55,9 +55,7 @@ class HandedOver(NamedTuple):
 class Relay:
     """Sends what the outbox holds."""
 
-    def __init__(
-        self, storage: Storage, broker: Broker, driver: Driver, *, unknown_agent_after: float, interval: float = 1.0
-    ) -> None:
+    def __init__(self, storage: Storage, broker: Broker, driver: Driver, *, unknown_agent_after: float) -> None:
         """Prepare the relay.
 
         Args:
@@ -65,13 +63,11 @@ class Relay:
             broker: Where its messages go.
             driver: Told of tasks that no queue takes.
             unknown_agent_after: Seconds for which such a task is tried before its step fails.
-            interval: Seconds between sweeps that nothing else causes.
         """
         self._storage = storage
         self._broker = broker
         self._driver = driver
         self._unknown_agent_after = unknown_agent_after
-        self._interval = interval
         self._wake = asyncio.Event()
         self._pending: deque[HandedOver] = deque()
         self._events: list[HandedOver] = []
@@ -88,6 +84,10 @@ class Relay:
     def waiting(self) -> int:
         """How many messages were handed over and are not sent yet; should this process end, the sweep sends them."""
         return len(self._pending) + len(self._events) + self._in_flight
+
+    def wake(self) -> None:
+        """Sweep soon: something in the outbox is due."""
+        self._wake.set()
 
     async def committed(self, batch: Committed) -> None:
         """Send a commit's messages; called right after it."""
@@ -110,16 +110,12 @@ class Relay:
             await asyncio.sleep(0)
 
     async def run(self) -> None:
-        """Sweep whenever there is reason to, and every *interval* seconds."""
+        """Sweep at once, and then whenever there is reason to."""
         while True:
             self._wake.clear()
             while await self.run_once():
                 pass
-            try:
-                async with asyncio.timeout(self._interval):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await self._wake.wait()
 
     async def run_once(self) -> bool:
         """Send one page of what is due; return whether there may be more.

@@ -20,6 +20,7 @@ from orchestrator.service.driver import Driver
 from orchestrator.service.gatekeeper import Gatekeeper
 from orchestrator.service.health import DatabaseWatch
 from orchestrator.service.intake import Intake
+from orchestrator.service.lookout import Lookout
 from orchestrator.service.lost_tasks import LostTasks
 from orchestrator.service.notices import GateNotice
 from orchestrator.service.plans import PlanCache
@@ -29,6 +30,7 @@ from orchestrator.service.relay import Relay
 from orchestrator.service.requests import RequestReader
 from orchestrator.service.timers import Timers
 from orchestrator.storage.database import is_lost_connection, is_transient
+from orchestrator.storage.due import Due
 from orchestrator.storage.port import Storage
 from schemas.codec import decode
 from schemas.errors import MessageRefused
@@ -72,6 +74,8 @@ class Replica:
         self.gatekeeper = Gatekeeper(storage, broker, self.driver, replica_id)
         self.relay = Relay(storage, broker, self.driver, unknown_agent_after=unknown_agent_after)
         self.timers = Timers(storage, self.driver)
+        wakes = {Due.MESSAGES: self.relay.wake, Due.ATTEMPTS: self.timers.wake, Due.GATES: self.gatekeeper.wake}
+        self.lookout = Lookout(storage, replica_id, self.driver.database, wakes)
         self.reconciler = Reconciler(storage, broker, self.driver, silent_after=silent_after)
         # A new gate's queue must be there before its tickets go out.
         self.driver.follow(self.gatekeeper.open_gates)
@@ -95,6 +99,7 @@ class Replica:
             await intake.start()
         await self.dead_letters.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
+            "lookout": self.lookout.run,
             "relay": self.relay.run,
             "forget": self.relay.forget,
             "gatekeeper": self.gatekeeper.run,

@@ -1,4 +1,4 @@
-"""Time: attempts whose due time has passed, found by every replica and decided like any other input."""
+"""Time: attempts whose due time has passed, ended by whichever replica comes first, like any other input."""
 
 import asyncio
 from typing import Final
@@ -11,19 +11,24 @@ PAGE: Final = 100
 
 
 class Timers:
-    """Sweeps for what is due."""
+    """Ends attempts that are overdue."""
 
-    def __init__(self, storage: Storage, driver: Driver, interval: float = 1.0) -> None:
+    def __init__(self, storage: Storage, driver: Driver) -> None:
         self._storage = storage
         self._driver = driver
-        self._interval = interval
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have attempts ended soon: some are overdue."""
+        self._woken.set()
 
     async def run(self) -> None:
-        """Sweep every *interval* seconds."""
+        """Sweep at once, and then whenever woken."""
         while True:
+            self._woken.clear()
             while await self.run_once():
                 pass
-            await asyncio.sleep(self._interval)
+            await self._woken.wait()
 
     async def run_once(self) -> bool:
         """End a page of overdue attempts; return whether there may be more."""

@@ -14,6 +14,7 @@ from orchestrator.engine.inputs import AttemptOverdue
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage.changes import Changes, OutboxRow
 from orchestrator.storage.dead_letters import NewDeadLetter, Undeliverable
+from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.outbox import Postponed
 from orchestrator.storage.silent import Silence, SilentAttempt
@@ -81,6 +82,9 @@ class Storage(Protocol):
 
     def outbox(self) -> AbstractAsyncContextManager[Outbox]:
         """Begin a transaction on the outbox: committed at the end, rolled back on an exception."""
+
+    async def what_is_due(self, replica_id: str) -> frozenset[Due]:
+        """Return what a replica should look after, in one round trip. Nothing is locked: others may be at it."""
 
     async def take_leases(self, replica_id: str) -> Sequence[Lease]:
         """Renew what this replica holds, take over what has lapsed, and return all that it holds now."""

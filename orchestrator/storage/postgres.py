@@ -12,10 +12,11 @@ from messaging.crash_points import reach
 from orchestrator.engine.inputs import AttemptOverdue
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.errors import RunLocked
-from orchestrator.storage import dead_letters, definitions, gates, silent, timers, writes
+from orchestrator.storage import dead_letters, definitions, due, gates, silent, timers, writes
 from orchestrator.storage.changes import Changes
 from orchestrator.storage.database import Connection, Database, is_locked_out
 from orchestrator.storage.dead_letters import NewDeadLetter, Selection
+from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.loading import Loader, begin_and_lock
 from orchestrator.storage.outbox import PostgresOutbox
@@ -84,6 +85,10 @@ class PostgresStorage:
         """Begin a transaction on the outbox: committed at the end, rolled back on an exception."""
         async with self._database.transaction() as connection:
             yield PostgresOutbox(connection)
+
+    async def what_is_due(self, replica_id: str) -> frozenset[Due]:
+        """Return what a replica should look after."""
+        return await due.what_is_due(self._database, replica_id)
 
     async def take_leases(self, replica_id: str) -> Sequence[Lease]:
         """Renew what this replica holds, take over what has lapsed, and return all that it holds now."""

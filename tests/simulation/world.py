@@ -11,7 +11,7 @@ from typing import Any, Final
 from agent_worker import AgentContext, AgentRegistry
 from agent_worker.options import WorkerOptions
 from agent_worker.worker import Worker
-from messaging.memory import MemoryServer
+from messaging.topology import GATE_EXPIRES
 from orchestrator.service.replica import Replica
 from tests.property.cases import Behaviour, said
 from tests.simulation.chaos import Chaos
@@ -20,6 +20,7 @@ from tests.simulation.clock import virtual_now
 from tests.simulation.entropy import Dice
 from tests.simulation.member import Member, Role
 from tests.simulation.oracles import Execution, History, Violation, check_outcome, check_repeats, check_told, require
+from tests.simulation.server import SimulatedServer
 from tests.simulation.storage import Commit, MemoryStorage
 
 UNKNOWN_AGENT_AFTER: Final = 20.0  # virtual seconds, as all below
@@ -39,7 +40,7 @@ class World:
         self.executions: list[Execution] = []
         self._dice = self.chaos.dice
         self._history = History()
-        self._server = MemoryServer(wall_clock=virtual_now)
+        self._server = SimulatedServer(virtual_now)
         self._storage = MemoryStorage(virtual_now)
         self._storage.on_commit = self._committed
         self._client = SimulatedClient(self._server, self._dice)
@@ -178,7 +179,7 @@ class World:
         if names:
             name = self._dice.pick(names)
             self.chaos.note("broker", f"loses {name}")
-            self._server.delete_queue(name, self._client.broker)
+            self._server.lose_queue(name, self._client.broker)
 
     async def _stop_gracefully(self) -> None:
         if self._members:
@@ -202,6 +203,10 @@ class World:
         deadline = self.chaos.now + QUIET_WITHIN
         while (restless := self._restless()) and self.chaos.now < deadline:
             await asyncio.sleep(0.5)
+            self._raise_problem()
+        if restless and self._orphans().issuperset(restless):
+            await asyncio.sleep(GATE_EXPIRES.total_seconds())
+            restless = self._restless()
             self._raise_problem()
         require(not restless, "O5 quiet", "; ".join(restless))
 
@@ -237,6 +242,11 @@ class World:
         busy += [f"gate: {row}" for row in self._storage.gate_rows]
         busy += [f"dead letter: {letter}" for letter in self._storage.dead_letter_rows]
         return busy
+
+    def _orphans(self) -> frozenset[str]:
+        """Return the queues that somebody brought back who has been killed since: they are left to expire."""
+        dead = {member.broker.inner for member in self._dead}
+        return frozenset(name for name, client in self._server.brought_back.items() if client in dead)
 
     def _check_ends(self) -> None:
         for one in self._client.runs:

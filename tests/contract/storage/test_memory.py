@@ -217,6 +217,7 @@ async def test_a_scheduler_is_asked_at_every_operation(memory: MemoryStorage, wi
         await outbox.delete_tasks([])
         await outbox.postpone([], delay=0, returned=True)
         await outbox.put_back([])
+    await client.what_is_due("a")
     await client.take_leases("a")
     await client.release_leases("a")
     await client.delete_gate("a", RUN, BLOCK)

@@ -9,10 +9,11 @@ from uuid import UUID
 
 from orchestrator.engine.inputs import AttemptOverdue
 from orchestrator.storage.dead_letters import NewDeadLetter
+from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.silent import Silence, SilentAttempt
 from schemas.workflow import Workflow
-from tests.simulation.storage import attempts, definitions, leases, letters
+from tests.simulation.storage import attempts, definitions, due, leases, letters
 from tests.simulation.storage.operations import Operation, Scheduler
 from tests.simulation.storage.sessions import MemoryOutbox, MemorySession
 from tests.simulation.storage.transaction import COMMAND_TIMEOUT, Transaction, TransactionOver
@@ -119,6 +120,10 @@ class MemoryClient:
 
             await connection.perform(Operation.BEGIN_OUTBOX, begin)
             yield MemoryOutbox(connection)
+
+    async def what_is_due(self, replica_id: str) -> frozenset[Due]:
+        """Return what a replica should look after."""
+        return await self._alone(Operation.WHAT_IS_DUE, lambda begun: due.what_is_due(begun, replica_id))
 
     async def take_leases(self, replica_id: str) -> Sequence[Lease]:
         """Renew what this replica holds, take over what has lapsed, and return all that it holds now."""

@@ -23,6 +23,7 @@ class Operation(StrEnum):
     COMMIT_OUTBOX = "commit outbox"
 
     # The others are transactions of their own.
+    WHAT_IS_DUE = "what is due"
     TAKE_LEASES = "take leases"
     RELEASE_LEASES = "release leases"
     DELETE_GATE = "delete gate"

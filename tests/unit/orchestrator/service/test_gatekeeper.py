@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ from messaging.memory import MemoryBroker
 from messaging.port import OutgoingMessage, PublishOutcome
 from orchestrator.engine.decision import Verdict
 from orchestrator.errors import RunLocked
+from orchestrator.service import gatekeeper
 from orchestrator.service.batch import Answer, Committed
 from orchestrator.service.gatekeeper import Gatekeeper
 from orchestrator.service.health import DatabaseWatch
-from orchestrator.service.held_gate import HeldGate
+from orchestrator.service.held_gate import GateKey, HeldGate
 from orchestrator.service.notices import GateTicket
 from orchestrator.storage.changes import GateRow
+from orchestrator.storage.gates import Lease
 from schemas.codec import encode
+from schemas.statuses import StepStatus
 from tests.services.waiting import eventually
 
 KEY = (uuid.uuid4(), "block")
@@ -48,18 +52,24 @@ class Driver:
 
 
 class Storage:
-    """Knows no gate, and whether the block is over."""
+    """Knows which gates are ours, and whether the block is over."""
 
     def __init__(self) -> None:
         self.block_is_over = False
+        self.rounds = 0
+        self.gates: list[GateKey] = []
+        self.error: Exception | None = None
         self.looking = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
 
     async def take_leases(self, replica_id: str) -> list[Any]:
+        self.rounds += 1
         self.looking.set()
         await self.go_on.wait()
-        return []
+        if self.error is not None:
+            raise self.error
+        return [Lease(*key, 2, StepStatus.RUNNING, has_free_slots=False) for key in self.gates]
 
     async def branches_over(self, run_id: uuid.UUID, step_ids: Sequence[str]) -> frozenset[str]:
         return frozenset(step_ids if self.block_is_over else ())
@@ -160,3 +170,60 @@ async def test_a_gate_that_is_opened_while_the_leases_are_read_is_not_taken_for_
     storage.go_on.set()
     await reading
     assert keeper.held == 1
+
+
+async def test_a_replica_without_gates_asks_for_some_when_it_is_woken_and_only_then(
+    keeper: Gatekeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gatekeeper, "LEASE_ROUND_SECONDS", 0)
+    storage: Any = keeper._storage
+    async with running(keeper):
+        await turns()
+        assert storage.rounds == 0
+        keeper.wake()
+        await eventually(lambda: storage.rounds == 1)
+        await turns()
+        assert storage.rounds == 1
+
+
+async def test_a_replica_with_gates_renews_them_unasked_and_no_sooner_when_it_is_woken(
+    keeper: Gatekeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage: Any = keeper._storage
+    storage.gates = [KEY]
+    await keeper.open_gates(opened())
+    async with running(keeper):
+        await eventually(lambda: storage.rounds == 1)
+        keeper.wake()
+        await turns()
+        assert storage.rounds == 1
+    monkeypatch.setattr(gatekeeper, "LEASE_ROUND_SECONDS", 0.001)
+    async with running(keeper):
+        await eventually(lambda: storage.rounds > 3)
+
+
+async def test_a_round_that_failed_is_repeated_at_once(keeper: Gatekeeper) -> None:
+    """Whoever restarts the loop has waited already, and the reason that woke it is still there."""
+    storage: Any = keeper._storage
+    storage.error = ConnectionResetError("gone")
+    keeper.wake()
+    with pytest.raises(ConnectionResetError):
+        await keeper.run()
+    storage.error = None
+    async with running(keeper):
+        await eventually(lambda: storage.rounds == 2)
+
+
+@asynccontextmanager
+async def running(keeper: Gatekeeper) -> AsyncIterator[None]:
+    """Run the keeper's loop meanwhile."""
+    task = asyncio.create_task(keeper.run())
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def turns() -> None:
+    """Let everybody do what can be done without waiting."""
+    for _ in range(20):
+        await asyncio.sleep(0)
