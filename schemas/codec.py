@@ -131,7 +131,7 @@ def _required_fields(model: type[BaseModel]) -> frozenset[str]:
 
 def written_time(time: datetime) -> str:
     """Return a time as messages hold it."""
-    return time.astimezone(UTC).isoformat()
+    return (time if time.tzinfo is UTC else time.astimezone(UTC)).isoformat()
 
 
 def _plain(value: object) -> object:

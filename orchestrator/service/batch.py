@@ -154,7 +154,7 @@ class Batch:
         for step in decision.steps:
             self._record_step(state.steps.get(step.step_id), step)
         for send in decision.sends:
-            self._uow.send(outbox_row(run_id, send))
+            self._uow.send(outbox_row(run_id, send, self._new_id))
             if isinstance(send, SendTask) and send.step.parent_step_id is not None:
                 self._gate_change(run_id, send.step.parent_step_id).dispatched.append(send.step.step_id)
         if decision.join is not None:
@@ -194,10 +194,10 @@ class Batch:
             self._record_step(None, step)
             failed += step.status is StepStatus.FAILED
             if send is not None:
-                self._uow.send(outbox_row(run_id, send))
+                self._uow.send(outbox_row(run_id, send, self._new_id))
             if self._uow.is_full:
                 self._flush_events()
-                await self._uow.flush()
+                await self._uow.begin_flush()
         return BlockForked(run_id, plan.id, failed)
 
     async def _cancel_open_steps(self, run_id: UUID) -> None:
@@ -217,7 +217,7 @@ class Batch:
 
     def _flush_events(self) -> None:
         for run_id, events in self._events.items():
-            for row in event_rows(run_id, events):
+            for row in event_rows(run_id, events, self._new_id):
                 self._uow.send(row)
         self._events.clear()
 

@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
-from uuid import uuid4
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
@@ -14,6 +13,7 @@ from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import BranchArrived, ExternalInput, SlotsFree
 from orchestrator.service.batch import Answer, Batch, Committed
 from orchestrator.service.health import DatabaseWatch
+from orchestrator.service.ids import RandomIds
 from orchestrator.service.plans import PlanCache
 from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.port import Storage
@@ -39,6 +39,7 @@ class Driver:
         self._storage = storage
         self._replica_id = replica_id
         self._plans = plans
+        self._new_id = RandomIds()
         self._followers: list[Follower] = []
         self.verdicts: Counter[tuple[Verdict, str]] = Counter()
 
@@ -73,7 +74,7 @@ class Driver:
         begun = asyncio.get_running_loop().time()
         with self.database.using():
             async with unit_of_work(self._storage, self._replica_id) as uow:
-                committed = await Batch(uow, self._plans, uuid4).run(inputs)
+                committed = await Batch(uow, self._plans, self._new_id).run(inputs)
         committed.begun = begun
         reach("transaction.committed", inputs)
         committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox

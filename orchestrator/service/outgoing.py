@@ -1,7 +1,7 @@
 """Messages out: what a decision sends becomes an outbox row, and an outbox row an AMQP message."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, assert_never
 from uuid import UUID, uuid4
 
@@ -25,16 +25,19 @@ _FIRST_JOURNEY_PREFIXES: Final = (HEADER_PREFIX, "x-first-death-", "x-last-death
 MAX_ERROR_TEXT: Final = 10_000  # of an error that is sent where the whole result was too large
 
 
-def outbox_row(run_id: UUID, send: Send) -> OutboxRow:
+NewId = Callable[[], UUID]
+
+
+def outbox_row(run_id: UUID, send: Send, new_id: NewId) -> OutboxRow:
     """Return the outbox row of a message that a decision sends."""
     match send:
         case SendTask(step):
-            return _task_row(step)
+            return _task_row(step, new_id())
         case SendTicket(step):
-            return _ticket_row(step)
+            return _ticket_row(step, new_id())
         case SendResult(to, result):
             return OutboxRow(
-                message_id=uuid4(),
+                message_id=new_id(),
                 run_id=run_id,
                 step_id=None,
                 task_id=None,
@@ -48,12 +51,12 @@ def outbox_row(run_id: UUID, send: Send) -> OutboxRow:
             assert_never(send)
 
 
-def event_rows(run_id: UUID, changes: Sequence[StatusChange]) -> Iterator[OutboxRow]:
+def event_rows(run_id: UUID, changes: Sequence[StatusChange], new_id: NewId) -> Iterator[OutboxRow]:
     """Yield the outbox rows that tell of *changes*, many in each."""
     for start in range(0, len(changes), EVENTS_PER_MESSAGE):
         events = [_event(change) for change in changes[start : start + EVENTS_PER_MESSAGE]]
         yield OutboxRow(
-            message_id=uuid4(),
+            message_id=new_id(),
             run_id=run_id,
             step_id=None,
             task_id=None,
@@ -111,11 +114,11 @@ def without_output(row: OutboxRow) -> OutboxRow:
     return row._replace(message_id=uuid4(), body=body)
 
 
-def _task_row(step: StepExecution) -> OutboxRow:
+def _task_row(step: StepExecution, message_id: UUID) -> OutboxRow:
     assert step.task_id is not None, "a dispatched step has a task id"
     assert step.agent_name is not None, "only agent steps are dispatched"
     return OutboxRow(
-        message_id=uuid4(),
+        message_id=message_id,
         run_id=step.run_id,
         step_id=step.step_id,
         task_id=step.task_id,
@@ -158,10 +161,10 @@ def _event(change: StatusChange) -> dict[str, Any]:
     }
 
 
-def _ticket_row(step: StepExecution) -> OutboxRow:
+def _ticket_row(step: StepExecution, message_id: UUID) -> OutboxRow:
     assert step.parent_step_id is not None, "only branches wait at a gate"
     return OutboxRow(
-        message_id=uuid4(),
+        message_id=message_id,
         run_id=step.run_id,
         step_id=step.step_id,
         task_id=None,

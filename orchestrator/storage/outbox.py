@@ -10,9 +10,10 @@ from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.database import Connection
 from orchestrator.storage.dead_letters import Undeliverable, put_back
 
+# In the order of the index and no other: what has to be sorted has to be read first, and that may be 100,000 rows.
 _DUE: Final = """
     SELECT message_id, run_id, step_id, task_id, exchange, routing_key, type, correlation_id, body, replay
-    FROM outbox WHERE due_at <= now() ORDER BY due_at, created_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    FROM outbox WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 """
 _DELETE: Final = "DELETE FROM outbox WHERE message_id = ANY($1::uuid[])"
 _DELETE_TASKS: Final = "DELETE FROM outbox WHERE task_id = ANY($1::uuid[])"

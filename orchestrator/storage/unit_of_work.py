@@ -5,6 +5,7 @@ flush happens before a load that must see what was decided, and whenever the col
 huge block passes through memory in pieces). Everything is rolled back unless the block ends without an exception.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -21,6 +22,7 @@ from orchestrator.storage.writes import CancelledStep
 FLUSH_ROWS: Final = 1_000  # a block's rows and messages are written in pieces of about this size
 HAND_OVER_MESSAGES: Final = 2_000  # more than this stays in the outbox for the sweeper
 HAND_OVER_BYTES: Final = 8 * 1024 * 1024
+PLACE_SECONDS: Final = 1e-6  # between two messages that are left to the sweep, so that they go out in their order
 HAND_OVER_SECONDS: Final = 10.0  # for so long a sweeper leaves a message to the process that wrote it
 
 
@@ -31,7 +33,9 @@ class UnitOfWork:
         self._session = session
         self._replica_id = replica_id
         self._changes = Changes()
+        self._writing: asyncio.Task[None] | None = None
         self._handed_bytes = 0
+        self._places = 0
         self.handed_over: list[OutboxRow] = []
         self.left_in_outbox = False
 
@@ -57,10 +61,12 @@ class UnitOfWork:
         """
         if any(some.outcomes or some.failures for some in wanted.values()):
             await self.flush()
+        await self._written()
         await self._session.load(states, wanted)
 
     async def load_definition(self, definition_id: str) -> dict[str, Any]:
         """Return the document of a stored definition."""
+        await self._written()
         return await self._session.load_definition(definition_id)
 
     def add_run(self, run: Run, request: RunRequested) -> None:
@@ -95,7 +101,7 @@ class UnitOfWork:
 
     def send(self, row: OutboxRow) -> None:
         """Put a message into the outbox."""
-        self._changes.outbox.append((row, HAND_OVER_SECONDS if self._hand_over(row) else 0.0))
+        self._changes.outbox.append((row, HAND_OVER_SECONDS if self._hand_over(row) else self._next_place()))
 
     async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
         """Cancel whatever of the run is not final; return what that was."""
@@ -104,8 +110,34 @@ class UnitOfWork:
 
     async def flush(self) -> None:
         """Write what was collected."""
+        await self._written()
+        await self._session.write(self._taken())
+
+    async def begin_flush(self) -> None:
+        """Write what was collected while the caller collects more; whatever asks the session next waits for it."""
+        await self._written()
+        self._writing = asyncio.create_task(self._session.write(self._taken()))
+        await asyncio.sleep(0)  # one turn for it: the statement leaves before the caller goes on
+
+    async def abandon(self) -> None:
+        """Stop what is being written; the transaction is about to be rolled back."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            await self._writing
+            self._writing = None
+
+    def _taken(self) -> Changes:
         changes, self._changes = self._changes, Changes()
-        await self._session.write(changes)
+        return changes
+
+    def _next_place(self) -> float:
+        # Rows that are due at one moment would be one long entry of the index, which each page of the sweep reads anew.
+        self._places += 1
+        return self._places * PLACE_SECONDS
 
     def _hand_over(self, row: OutboxRow) -> bool:
         self._handed_bytes += len(row.body)
@@ -122,5 +154,9 @@ async def unit_of_work(storage: Storage, replica_id: str) -> AsyncIterator[UnitO
     """Yield a transaction; flushed and committed at the end, rolled back on an exception."""
     async with storage.session() as session:
         uow = UnitOfWork(session, replica_id)
-        yield uow
-        await uow.flush()
+        try:
+            yield uow
+            await uow.flush()
+        except BaseException:
+            await uow.abandon()
+            raise

@@ -39,7 +39,7 @@ def branch(**fields: Any) -> StepExecution:
 
 
 def test_a_task_goes_to_its_agent_and_carries_what_the_worker_needs() -> None:
-    row = outbox_row(RUN, SendTask(branch(timeout_seconds=2.5)))
+    row = outbox_row(RUN, SendTask(branch(timeout_seconds=2.5)), uuid4)
     assert (row.exchange, row.routing_key, row.type) == ("orchestrator.tasks", "research", "AgentTask")
     assert (row.run_id, row.step_id, row.task_id, row.correlation_id) == (RUN, "step-a", TASK, str(TASK))
     assert decode(AgentTask, row.body) == AgentTask(
@@ -56,14 +56,14 @@ def test_a_task_goes_to_its_agent_and_carries_what_the_worker_needs() -> None:
 
 
 def test_a_task_leaves_out_what_it_has_not_but_never_its_input() -> None:
-    row = outbox_row(RUN, SendTask(branch(parent_step_id=None, branch_name=None, input=None)))
+    row = outbox_row(RUN, SendTask(branch(parent_step_id=None, branch_name=None, input=None)), uuid4)
     body = json.loads(row.body)
     assert body["input"] is None
     assert not {"parent_step_id", "branch_name", "timeout_seconds"} & body.keys()
 
 
 def test_a_ticket_goes_to_the_gate_of_its_block_and_is_no_task() -> None:
-    row = outbox_row(RUN, SendTicket(branch(status=StepStatus.PENDING, task_id=None, attempt=0)))
+    row = outbox_row(RUN, SendTicket(branch(status=StepStatus.PENDING, task_id=None, attempt=0)), uuid4)
     assert (row.exchange, row.routing_key) == ("orchestrator.gates", topology.gate_key(RUN, "block"))
     assert row.task_id is None
     assert json.loads(row.body) == {"version": 1, "run_id": str(RUN), "block_id": "block", "step_id": "step-a"}
@@ -73,7 +73,7 @@ def test_a_ticket_goes_to_the_gate_of_its_block_and_is_no_task() -> None:
 def test_a_result_goes_to_the_queue_that_the_client_named(correlation_id: str | None) -> None:
     error = ErrorInfo(code="step_failed", message="no")
     result = RunResult(run_id=RUN, status=ResultStatus.FAILED, output=None, error=error)
-    row = outbox_row(RUN, SendResult(ReplyAddress("my-replies", correlation_id), result))
+    row = outbox_row(RUN, SendResult(ReplyAddress("my-replies", correlation_id), result), uuid4)
     assert (row.exchange, row.routing_key, row.correlation_id) == ("", "my-replies", correlation_id)
     assert decode(RunResult, row.body) == result
     assert json.loads(row.body)["output"] is None
@@ -84,7 +84,7 @@ def changes(number: int) -> list[StatusChange]:
 
 
 def test_many_events_share_messages_and_keep_their_order() -> None:
-    rows = list(event_rows(RUN, changes(2 * EVENTS_PER_MESSAGE + 1)))
+    rows = list(event_rows(RUN, changes(2 * EVENTS_PER_MESSAGE + 1), uuid4))
     bodies = [decode(RunEvent, row.body) for row in rows]
     assert [len(body.events) for body in bodies] == [EVENTS_PER_MESSAGE, EVENTS_PER_MESSAGE, 1]
     assert [event.step_id for body in bodies for event in body.events] == [
@@ -99,38 +99,38 @@ def test_an_event_is_written_as_the_model_of_the_contract_would_be() -> None:
         StatusChange("a", "block", "a", StepStatus.FAILED, 1, AT, error),
         StatusChange(None, None, None, StepStatus.RUNNING, 0, AT, None),
     ]
-    (row,) = event_rows(RUN, told)
+    (row,) = event_rows(RUN, told, uuid4)
     assert row.body == encode(RunEvent(run_id=RUN, events=[StepEvent(**change._asdict()) for change in told]))
 
 
 @pytest.mark.parametrize("fields", [{}, {"parent_step_id": None, "branch_name": None}, {"timeout_seconds": 2.5}])
 def test_a_task_is_written_as_the_model_of_the_contract_would_be(fields: dict[str, Any]) -> None:
-    row = outbox_row(RUN, SendTask(branch(**fields)))
+    row = outbox_row(RUN, SendTask(branch(**fields)), uuid4)
     assert row.body == encode(decode(AgentTask, row.body))
 
 
 def test_no_events_are_no_message() -> None:
-    assert list(event_rows(RUN, [])) == []
+    assert list(event_rows(RUN, [], uuid4)) == []
 
 
 def test_every_message_has_an_id_of_its_own() -> None:
-    rows = [outbox_row(RUN, SendTask(branch())) for _ in range(3)] + list(event_rows(RUN, changes(1_000)))
+    rows = [outbox_row(RUN, SendTask(branch()), uuid4) for _ in range(3)] + list(event_rows(RUN, changes(1_000), uuid4))
     assert len({row.message_id for row in rows}) == len(rows)
 
 
 def test_only_events_may_find_nobody_who_wants_them() -> None:
     result = RunResult(run_id=RUN, status=ResultStatus.COMPLETED, output=1, error=None)
     rows = [
-        outbox_row(RUN, SendTask(branch())),
-        outbox_row(RUN, SendTicket(branch())),
-        outbox_row(RUN, SendResult(ReplyAddress("q", "c"), result)),
-        *event_rows(RUN, changes(1)),
+        outbox_row(RUN, SendTask(branch()), uuid4),
+        outbox_row(RUN, SendTicket(branch()), uuid4),
+        outbox_row(RUN, SendResult(ReplyAddress("q", "c"), result), uuid4),
+        *event_rows(RUN, changes(1), uuid4),
     ]
     assert [to_message(row).mandatory for row in rows] == [True, True, True, False]
 
 
 def test_a_message_is_its_row() -> None:
-    row = outbox_row(uuid4(), SendTask(branch()))
+    row = outbox_row(uuid4(), SendTask(branch()), uuid4)
     message = to_message(row)
     assert (message.exchange, message.routing_key, message.type, message.body) == (
         row.exchange,
