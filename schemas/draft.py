@@ -4,6 +4,7 @@ One mistake should give one problem. So before shape and graph are checked, defa
 put where they belong, unknown ones are taken out, and each such repair is noted as a problem.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,13 +18,16 @@ from schemas.workflow import AgentStep, ParallelStep, Workflow
 AGENT: Final = "agent"
 PARALLEL: Final = "parallel"
 
+_AGENT_FIELDS, _PARALLEL_FIELDS = (
+    dict.fromkeys(one.name for one in dataclasses.fields(step)) for step in (AgentStep, ParallelStep)
+)
 _FOREIGN_TO: Final[Mapping[str, frozenset[str]]] = {
-    AGENT: frozenset(ParallelStep.model_fields.keys() - AgentStep.model_fields.keys()),
-    PARALLEL: frozenset(AgentStep.model_fields.keys() - ParallelStep.model_fields.keys()),
+    AGENT: frozenset(_PARALLEL_FIELDS.keys() - _AGENT_FIELDS.keys()),
+    PARALLEL: frozenset(_AGENT_FIELDS.keys() - _PARALLEL_FIELDS.keys()),
 }
 _nearest: Final = lru_cache(maxsize=1000)(nearest)  # the same mistake tends to be in every step
 _OTHER_KIND: Final = {AGENT: "a parallel step", PARALLEL: "an agent step"}
-_STEP_FIELDS: Final = tuple(dict.fromkeys([*AgentStep.model_fields, *ParallelStep.model_fields]))
+_STEP_FIELDS: Final = tuple(_AGENT_FIELDS | _PARALLEL_FIELDS)
 _WORKFLOW_FIELDS: Final = tuple(Workflow.model_fields)
 
 
