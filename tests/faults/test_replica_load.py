@@ -47,6 +47,8 @@ def test_results_that_pile_up_while_no_orchestrator_runs_are_applied_by_the_next
     branches = [f"b{number}" for number in range(300)]
     run_id = submit(cluster, block("waiting", {name: {} for name in branches}))
     wait_until(lambda: executions(cluster).total() == len(branches), 30, lambda: logs(cluster))
+    # A row that is not deleted yet would be sent again, when no worker is there any more.
+    wait_until(lambda: fetch(cluster, "SELECT count(*) FROM outbox")[0][0] == 0, 30, lambda: logs(cluster))
 
     recovery.injected()
     orchestrator.kill()
