@@ -154,14 +154,16 @@ Arguments = list[list[Any]]  # a column for each parameter, in the order of the 
 
 
 async def write(connection: Connection, changes: Changes) -> None:
-    """Write what was collected: in one round trip, or in three where blocks are joined."""
+    """Write what was collected: in one round trip, and one more for new runs, and two where blocks are joined."""
+    if changes.new_runs:
+        # First, and in the order of their ids, as locks are taken: two replicas may be given the same requests, and the
+        # second must fail at the run. In one statement with the steps, Postgres chooses what comes first.
+        new = _run_inserts(changes.new_runs[run_id] for run_id in sorted(changes.new_runs))
+        await _execute(connection, {_Kind.NEW_RUNS: new})
     before, after = _before_joins(changes), _after_joins(changes)
     if changes.joins:
         await _execute(connection, before)
         await connection.execute(_JOIN_BLOCKS, *_transposed(changes.joins))
-        await _execute(connection, after)
-    elif changes.new_runs.keys() & changes.changed_runs.keys():  # a statement does not see what it inserts
-        await _execute(connection, before)
         await _execute(connection, after)
     else:
         await _execute(connection, {**before, **after})
@@ -169,9 +171,6 @@ async def write(connection: Connection, changes: Changes) -> None:
 
 def _before_joins(changes: Changes) -> dict[_Kind, Arguments]:
     written: dict[_Kind, Arguments] = {}
-    if changes.new_runs:
-        # In the order of their ids, as locks are taken: two replicas may be given the same requests.
-        written[_Kind.NEW_RUNS] = _run_inserts(changes.new_runs[run_id] for run_id in sorted(changes.new_runs))
     if changes.new_steps:
         written[_Kind.NEW_STEPS] = _columns(_STEP_TYPES, changes.new_steps.values())
     if changes.changed_steps:
