@@ -17,8 +17,11 @@ from tests.contract.storage.backends import Backend
 from tests.contract.storage.rows import (
     DOCUMENT,
     WORKFLOW,
+    block,
     changes,
     locking,
+    message,
+    queued,
     run,
     seen,
     step,
@@ -134,10 +137,11 @@ async def test_the_second_of_two_who_create_the_same_run_may_try_again(
     backend: Backend, storage: Storage, other: Storage, eventually: Eventually
 ) -> None:
     new = run()
+    whole = changes(block(new.id), queued(new.id, 0), new=new, outbox=[(message(new.id), 10.0)])
     await storage.store_definition(WORKFLOW, DOCUMENT)
     async with locking(storage, new.id) as session:
-        await session.write(changes(new=new))
-        second = asyncio.create_task(write(other, new.id, changes(new=new)))
+        await session.write(whole)
+        second = asyncio.create_task(write(other, new.id, whole))
         await eventually(lambda: waits(backend, 1))
     [error] = await asyncio.gather(second, return_exceptions=True)
     assert isinstance(error, Exception)

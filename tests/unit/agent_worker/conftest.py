@@ -2,15 +2,13 @@
 
 import asyncio
 import json
-import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import structlog
 
 from agent_worker.options import WorkerOptions
 from agent_worker.registry import AgentRegistry
@@ -124,19 +122,6 @@ class Bench:
 
     def sent_bodies(self) -> list[Any]:
         return [json.loads(message.body) for message in self.broker.published]
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Put the process's logging back as it was before a command set it up."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in ("aio_pika", "aiormq", "alembic"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
-    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
