@@ -4,7 +4,7 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -76,8 +76,7 @@ async def serve(settings: Settings) -> None:
     stop = _stop_on_signals()
     database, broker = make_database(settings), make_broker(settings, settings.replica_id)
     try:
-        ready = asyncio.gather(wait_for_schema(database), broker.connect())
-        if not await _first(ready, stop):
+        if not await _first(asyncio.ensure_future(_all(wait_for_schema(database), broker.connect())), stop):
             return
         async with running_replica(settings, database, broker) as replica:
             await _first(asyncio.ensure_future(replica.failed()), stop)
@@ -136,6 +135,17 @@ def _stop_on_signals() -> asyncio.Event:
     for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stopped)
     return stop
+
+
+async def _all(*duties: Coroutine[Any, Any, None]) -> None:
+    """Do all duties at once; when one fails, end the others before its error is raised."""
+    tasks = [asyncio.create_task(duty) for duty in duties]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def _first(work: "asyncio.Future[Any]", stop: asyncio.Event) -> bool:

@@ -169,11 +169,13 @@ class Connection:
         self._raise_if_closed()
         opened = aio_pika.Connection(self._url, client_properties={"connection_name": self._name})
         self._transport = opened.kwargs["transport_factory"] = DroppableTransport()
+        handshake = asyncio.create_task(opened.connect(timeout=_CONNECT_TIMEOUT))
         try:
             with connecting(f"RabbitMQ at {self.address}"):
-                await opened.connect(timeout=_CONNECT_TIMEOUT)
+                await asyncio.shield(handshake)
             await self._welcome(opened)
         except BaseException:
+            await _ended(handshake)
             await self._dispose(opened)
             raise
         return opened
@@ -215,6 +217,15 @@ class Connection:
         error = state.outcome.exception() if state.outcome is not None else None
         assert error is not None, "only failures are tried again"
         self._outage.unreachable(self._name, error)
+
+
+async def _ended(handshake: asyncio.Task[None]) -> None:
+    """Wait for the end of a handshake: where it is cancelled in the middle, aiormq leaves tasks of its own behind."""
+    too_long = asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT, handshake.cancel)
+    await asyncio.wait([handshake])
+    too_long.cancel()
+    if not handshake.cancelled():
+        handshake.exception()  # nobody else asks for it where we were cancelled
 
 
 def address_of(url: URL) -> str:

@@ -110,6 +110,19 @@ async def take_one(broker: Broker, queue: Queue) -> Delivery:
     return delivery
 
 
+async def test_connecting_can_be_cancelled_at_any_moment_and_leaves_no_task_behind(amqp_url: str) -> None:
+    before = asyncio.all_tasks()
+    for turns in range(0, 3_000, 60):  # of the event loop: each time a little later
+        broker = RabbitmqBroker(amqp_url, name="cancelled")
+        connecting = asyncio.create_task(broker.connect())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        await broker.close()
+        assert asyncio.all_tasks() == before, f"cancelled after {turns} turns"
+
+
 # Connecting
 
 
