@@ -17,6 +17,7 @@ from schemas.errors import JsonRefused, MessageRefused, Problem
 from schemas.json_text import load_json
 from schemas.messages import Message
 from schemas.shapes import shape_problems
+from schemas.stored_json import StoredJson
 
 M = TypeVar("M", bound=Message)
 
@@ -84,7 +85,9 @@ def encode_checked(message: Message) -> bytes:
 
 
 def dump_json(value: Any) -> str:
-    """Return *value*, read or checked as JSON, or one model of ours, as compact JSON text. Raises as `encode` does."""
+    """Return *value*, read or checked as JSON, stored, or one model of ours, as compact JSON. Raises as `encode`."""
+    if isinstance(value, StoredJson):
+        return value.text
     return dump_checked(plain_fields(value) if isinstance(value, BaseModel) else value).decode()
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from schemas.display import cut, kind, listed, place_text, quoted
 from schemas.errors import ReferenceBroken
 from schemas.statuses import StepStatus
+from schemas.stored_json import StoredJson
 
 _LONGEST_REFERENCE: Final = 300  # in messages
 
@@ -29,7 +30,7 @@ class StepOutcome:
     """What later steps can see of a step."""
 
     status: StepStatus
-    output: Any
+    output: Any  # or StoredJson, of which nobody may look at more than is needed
     error: Mapping[str, Any] | None
 
 
@@ -72,7 +73,7 @@ class Reference:
         if outcome is None or outcome.status is StepStatus.SKIPPED:
             raise self._broken(f"step {quoted(self.step)} has not run on this path")
         if self.part is Part.OUTPUT:
-            return outcome.output
+            return outcome.output.value if isinstance(outcome.output, StoredJson) else outcome.output
         if self.path:
             return {**_NO_ERROR, **(outcome.error or {})}
         return None if outcome.error is None else dict(outcome.error)

@@ -18,12 +18,16 @@ from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.headers import headers_from_json
 from schemas.codec import dump_checked, encode_checked, plain_fields, written_time
 from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult
+from schemas.stored_json import StoredJson
 
 EVENTS_PER_MESSAGE: Final = 500
 _FIRST_JOURNEY: Final = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"})
 _FIRST_JOURNEY_PREFIXES: Final = (HEADER_PREFIX, "x-first-death-", "x-last-death-")
 MAX_ERROR_TEXT: Final = 10_000  # of an error that is sent where the whole result was too large
 
+
+_OUTPUT: Final = b'"output":'
+_NO_OUTPUT: Final = _OUTPUT + b"null"
 
 NewId = Callable[[], UUID]
 
@@ -45,7 +49,7 @@ def outbox_row(run_id: UUID, send: Send, new_id: NewId) -> OutboxRow:
                 routing_key=to.queue,
                 type=RunResult.__name__,
                 correlation_id=to.correlation_id,
-                body=encode_checked(result),
+                body=_result_body(result),
             )
         case _:
             assert_never(send)
@@ -159,6 +163,14 @@ def _event(change: StatusChange) -> dict[str, Any]:
         "at": written_time(change.at),
         **({"error": plain_fields(change.error)} if change.error is not None else {}),
     }
+
+
+def _result_body(result: RunResult) -> bytes:
+    if not isinstance(result.output, StoredJson):
+        return encode_checked(result)
+    # The output goes in as it is stored. Nothing before that field holds a text that is not ours.
+    before, after = encode_checked(result.model_copy(update={"output": None})).split(_NO_OUTPUT, 1)
+    return b"".join((before, _OUTPUT, result.output.text.encode(), after))
 
 
 def _ticket_row(step: StepExecution, message_id: UUID) -> OutboxRow:

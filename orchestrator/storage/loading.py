@@ -15,12 +15,19 @@ from orchestrator.storage.database import Connection
 from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
 from schemas.statuses import StepStatus
+from schemas.stored_json import StoredJson
 
 # A run that somebody keeps locked for longer than replicas do ends the transaction (lock_not_available), rather than
 # all others. Without parameters several statements travel together: one round trip for all three.
 _BEGIN_AND_LOCK: Final = """
-    BEGIN; SET LOCAL lock_timeout = '1s'; SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE
+    BEGIN; SET LOCAL lock_timeout = '1s'; {planning} SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE
 """
+
+# Planning the first look and the write takes longer than carrying them out where they are about a few rows. Such
+# transactions use plans that were made for any parameters, and so only once; without sequential scans, for a plan that
+# is made while its table is small must do when it has grown. For many rows a plan of their own pays.
+_FEW_TASKS: Final = 100
+_PLAN_ONCE: Final = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off;"
 
 # The first look, after the locks were granted: the runs, the steps of these tasks with their blocks, and for blocks
 # with a gate those who are next in line for the slots that are free, or will be when the ending attempts have ended.
@@ -106,9 +113,11 @@ LineId = tuple[UUID, str, int, int]  # run, block, first position, how many
 Keys = Mapping[UUID, Collection[str]]
 
 
-async def begin_and_lock(connection: Connection, ids: Collection[UUID]) -> None:
+async def begin_and_lock(connection: Connection, wanted: Mapping[UUID, Wanted]) -> None:
     """Begin a transaction and lock the runs in the order of their ids."""
-    await connection.execute(_BEGIN_AND_LOCK.format(ids=", ".join(f"'{run_id}'" for run_id in ids)))
+    ids = ", ".join(f"'{run_id}'" for run_id in sorted(wanted))
+    few = len(wanted) + sum(len(some.tasks) for some in wanted.values()) <= _FEW_TASKS
+    await connection.execute(_BEGIN_AND_LOCK.format(ids=ids, planning=_PLAN_ONCE if few else ""))
 
 
 class Loader:
@@ -162,7 +171,7 @@ class Loader:
             states[run_id].outcomes.update(dict.fromkeys(some))
         for row in await self._connection.fetch(_OUTCOMES, *_columns(steps)):
             states[row["run_id"]].outcomes[row["step_id"]] = StepOutcome(
-                StepStatus(row["status"]), to_value(row["output"]), to_value(row["error"])
+                StepStatus(row["status"]), StoredJson(row["output"]), to_value(row["error"])
             )
 
     async def _failures(self, states: Mapping[UUID, RunState], blocks: Keys) -> None:
@@ -190,7 +199,7 @@ class Loader:
         if not runs:
             return
         for row in await self._connection.fetch(_RUN_VALUES, runs):
-            values = RunValues(to_value(row["input"]), to_value(row["output"]), to_error(row["error"]))
+            values = RunValues(to_value(row["input"]), StoredJson(row["output"]), to_error(row["error"]))
             states[row["id"]].run_values = values
 
     def _put(self, states: Mapping[UUID, RunState], step: StepExecution, holder: str | None) -> None:

@@ -1,14 +1,12 @@
 """Rows to records: the columns of a step execution, read in one fixed order."""
 
-import json
 from typing import Any, Final
-
-from pydantic_core import from_json
 
 from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
 from orchestrator.storage.database import Row
 from schemas.messages import ErrorInfo
 from schemas.statuses import JoinPolicy, RunStatus, StepStatus
+from schemas.stored_json import read_stored
 
 STEP_COLUMNS: Final = """
     s.run_id, s.step_id, s.status, s.position, s.parent_step_id, s.branch_name, s.join_policy, s.agent_name,
@@ -70,12 +68,7 @@ def to_error(text: str | None) -> ErrorInfo | None:
 
 def to_value(text: str | None) -> Any:
     """Return the value that a column's JSON text holds; SQL NULL is null."""
-    if text is None:
-        return None
-    try:
-        return from_json(text)
-    except ValueError:  # outputs that hold outputs may be nested deeper than it goes
-        return json.loads(text)
+    return read_stored(text) if text is not None else None
 
 
 def _branches(row: Row) -> Branches | None:

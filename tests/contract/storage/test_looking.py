@@ -13,6 +13,7 @@ from orchestrator.storage.changes import GateRow
 from orchestrator.storage.port import Storage
 from schemas.messages import ErrorInfo
 from schemas.statuses import StepStatus
+from schemas.stored_json import StoredJson
 from tests.contract.storage.backends import Backend
 from tests.contract.storage.rows import BLOCK, NOTHING, add_run, block, branch, changes, look, queued, seen, step, write
 
@@ -158,5 +159,5 @@ async def test_an_outcome_is_the_status_the_output_and_the_error(storage: Storag
     state = await seen(storage, RUN, Wanted(outcomes=frozenset({one.step_id, "none"})))
     found = state.outcomes[one.step_id]
     assert found is not None
-    assert (found.status, found.output, found.error) == (StepStatus.COMPLETED, 3, None)
+    assert (found.status, found.output, found.error) == (StepStatus.COMPLETED, StoredJson("3"), None)
     assert state.outcomes["none"] is None

@@ -8,6 +8,7 @@ from uuid import UUID
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage.port import Storage
 from schemas.statuses import StepStatus
+from schemas.stored_json import StoredJson
 from tests.contract.storage.backends import Backend
 from tests.contract.storage.rows import (
     DOCUMENT,
@@ -123,4 +124,4 @@ async def test_a_session_sees_what_others_commit_while_it_goes_on(
         await session.load({runs[1]: state}, {runs[1]: Wanted(outcomes=frozenset({"one"}))})
     outcome = state.outcomes["one"]
     assert outcome is not None
-    assert outcome.output == 1
+    assert outcome.output == StoredJson("1")

@@ -39,11 +39,13 @@ COMPLETED, FAILED, PENDING, QUEUED = StepStatus.COMPLETED, StepStatus.FAILED, St
 
 
 async def outcome(storage: Storage, step_id: str) -> StepOutcome | None:
-    return (await seen(storage, RUN, Wanted(outcomes=frozenset({step_id})))).outcomes[step_id]
+    found = (await seen(storage, RUN, Wanted(outcomes=frozenset({step_id})))).outcomes[step_id]
+    return replace(found, output=found.output.value) if found is not None else None
 
 
 async def values(storage: Storage) -> RunValues | None:
-    return (await seen(storage, RUN, Wanted(run_values=True))).run_values
+    found = (await seen(storage, RUN, Wanted(run_values=True))).run_values
+    return replace(found, output=found.output.value) if found is not None else None
 
 
 async def joined(storage: Storage, *branches: Any) -> Any:

@@ -10,6 +10,7 @@ from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, W
 from orchestrator.storage.rows import to_error, to_value
 from schemas.references import StepOutcome
 from schemas.statuses import StepStatus
+from schemas.stored_json import StoredJson
 from tests.simulation.storage.rows import StepRow
 from tests.simulation.storage.transaction import Transaction
 
@@ -90,7 +91,7 @@ class Looks:
 
     def _outcome(self, run_id: UUID, step_id: str) -> StepOutcome | None:
         row = self._transaction.step((run_id, step_id))
-        return StepOutcome(row.record.status, to_value(row.output), to_value(row.error)) if row is not None else None
+        return StepOutcome(row.record.status, StoredJson(row.output), to_value(row.error)) if row is not None else None
 
     def _failures(self, run_id: UUID, block_id: str) -> tuple[FailedBranch, ...]:
         branches = self._transaction.branches(run_id, block_id)
@@ -103,7 +104,7 @@ class Looks:
     def _load_values(self, state: RunState, run_id: UUID) -> None:
         row = self._transaction.run(run_id)
         if row is not None:
-            state.run_values = RunValues(to_value(row.input), to_value(row.output), to_error(row.error))
+            state.run_values = RunValues(to_value(row.input), StoredJson(row.output), to_error(row.error))
 
     def _put(self, states: States, row: StepRow, *, with_input: bool = False) -> None:
         step: StepExecution = row.record

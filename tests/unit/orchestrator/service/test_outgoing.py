@@ -18,6 +18,7 @@ from orchestrator.storage.changes import OutboxRow
 from schemas.codec import decode, encode
 from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult, StepEvent
 from schemas.statuses import ResultStatus, StepStatus
+from schemas.stored_json import StoredJson
 
 RUN, TASK = UUID(int=1), UUID(int=2)
 AT = datetime(2030, 1, 2, tzinfo=UTC)
@@ -77,6 +78,15 @@ def test_a_result_goes_to_the_queue_that_the_client_named(correlation_id: str | 
     assert (row.exchange, row.routing_key, row.correlation_id) == ("", "my-replies", correlation_id)
     assert decode(RunResult, row.body) == result
     assert json.loads(row.body)["output"] is None
+
+
+def test_a_stored_output_travels_in_its_own_text() -> None:
+    text = '{"z":1.50,"a":"\\u00f6 \\"output\\":null"}'
+    result = RunResult(run_id=RUN, status=ResultStatus.COMPLETED, output=StoredJson(text), error=None)
+    row = outbox_row(RUN, SendResult(ReplyAddress("my-replies", None), result), uuid4)
+    assert text.encode() in row.body
+    assert decode(RunResult, row.body).output == json.loads(text)
+    assert json.loads(row.body).keys() == {"version", "run_id", "status", "output", "error"}
 
 
 def changes(number: int) -> list[StatusChange]:
