@@ -1,7 +1,7 @@
 """The service that runs agents: it consumes tasks and reports results."""
 
 from agent_worker.context import AgentContext
-from agent_worker.errors import AgentFailed
+from agent_worker.errors import AgentFailed, RetryLater
 from agent_worker.registry import AgentRegistry
 
-__all__ = ["AgentContext", "AgentFailed", "AgentRegistry"]
+__all__ = ["AgentContext", "AgentFailed", "AgentRegistry", "RetryLater"]

@@ -1,6 +1,7 @@
 """What can go wrong around agents.
 
 AgentFailed           an agent raises it to say how its attempt failed
+RetryLater            an agent raises it to be called again later
 WorkerConfigError     the worker cannot start as it was told to
 ├── AgentInvalid      a function cannot be an agent
 ├── RegistryNotFound  ``module:attribute`` leads to no registry
@@ -8,7 +9,9 @@ WorkerConfigError     the worker cannot start as it was told to
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+MAX_RETRY_SECONDS: Final = 365 * 86_400
 
 
 class AgentFailed(Exception):
@@ -35,6 +38,27 @@ class AgentFailed(Exception):
         self.type = type
         self.retryable = retryable
         self.details = details
+
+
+class RetryLater(Exception):
+    """Raise this in an agent to be called again after a while, as when a service throttles (HTTP 429, Retry-After).
+
+    It does not use up one of the attempts that the step's `retry` allows, and needs no `retry`. The step waits outside
+    of the worker, and holds no slot of its block meanwhile.
+
+    Args:
+        seconds: Above 0, at most a year.
+        message: For people.
+
+    Raises:
+        ValueError: *seconds* is out of range.
+    """
+
+    def __init__(self, seconds: float, message: str = "the agent asked to be called again later") -> None:
+        if not 0 < seconds <= MAX_RETRY_SECONDS:
+            raise ValueError(f"RetryLater takes seconds above 0 and up to a year, not {seconds!r}")
+        super().__init__(message)
+        self.seconds = float(seconds)
 
 
 class WorkerConfigError(Exception):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from agent_worker.errors import AgentFailed
+from agent_worker.errors import AgentFailed, RetryLater
 from schemas.json_text import JsonRefused, check_json
 from schemas.messages import AgentError
 from schemas.worker_codes import WorkerErrorCode
@@ -54,6 +54,8 @@ def invalid_input(error: ValidationError) -> AgentError:
 def agent_error(error: BaseException) -> AgentError:
     """Return the failure for an exception that came out of an agent."""
     details: dict[str, Any] = {"traceback": agent_traceback(error)}
+    if isinstance(error, RetryLater):
+        return AgentError(type="retry_later", message=_message(error), retry_after_seconds=error.seconds)
     if isinstance(error, AgentFailed):
         return AgentError(
             type=clean(str(error.type))[:MAX_TYPE] or "agent_failed",

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agent_worker import AgentContext, AgentFailed, AgentRegistry
+from agent_worker import AgentContext, AgentFailed, AgentRegistry, RetryLater
 
 HERE = Path(__file__).resolve().parent
 LARGEST_DOCUMENT = 1_000_000  # bytes
@@ -226,6 +226,22 @@ def add_up(request: Counts) -> dict[str, Any]:
             "branches": len(parts),
         }
     }
+
+
+class LookUpRequest(BaseModel):
+    document: Document
+    word: str
+
+
+@agents.agent("look-up")
+def look_up(request: LookUpRequest, context: AgentContext) -> dict[str, Any]:
+    """Return how often a word stands in the document, like a service that throttles at first and then fails once."""
+    if context.attempt == 1:
+        raise RetryLater(0.2, "429 Too Many Requests")
+    if context.attempt == 2:
+        raise ConnectionError("503 Service Unavailable")
+    found = sum(word.lower() == request.word for word in words(request.document.read()))
+    return {"result": {"word": request.word, "count": found, "attempt": context.attempt}}
 
 
 def words(text: str) -> list[str]:

@@ -20,7 +20,7 @@ could arm them, only a call of `arm`, and only the fault tests' launcher makes i
 | gate.ticket_held | a ticket in hand, and not asked whether its branch runs | the branch |
 | gate.tickets_acked | acked the tickets of branches that ended | the branches |
 | gate.queue_deleted | deleted a gate's queue, and not its row | the block |
-| timers.overdue_found | found overdue attempts, and not ended them | the attempts |
+| timers.due_found | found what is due, and not decided it | the steps |
 | dead_letters.stored | stored dead letters, and not acked them | nothing |
 | reconciler.missing_found | found that tasks are missing, and not sent them again | the attempts |
 | reconciler.sent_again | committed that tasks are sent again | the attempts |
@@ -51,7 +51,7 @@ CrashPoint = Literal[
     "gate.ticket_held",
     "gate.tickets_acked",
     "gate.queue_deleted",
-    "timers.overdue_found",
+    "timers.due_found",
     "dead_letters.stored",
     "reconciler.missing_found",
     "reconciler.sent_again",

@@ -13,7 +13,7 @@ from typing import Any, Final
 from schemas.display import Place, kind, listed, place_text, quoted
 from schemas.errors import Problem
 from schemas.suggestions import nearest
-from schemas.workflow import AgentStep, ParallelStep, Workflow
+from schemas.workflow import AgentStep, ParallelStep, Retry, RetryStrategy, Workflow
 
 AGENT: Final = "agent"
 PARALLEL: Final = "parallel"
@@ -28,6 +28,11 @@ _FOREIGN_TO: Final[Mapping[str, frozenset[str]]] = {
 _nearest: Final = lru_cache(maxsize=1000)(nearest)  # the same mistake tends to be in every step
 _OTHER_KIND: Final = {AGENT: "a parallel step", PARALLEL: "an agent step"}
 _STEP_FIELDS: Final = tuple(_AGENT_FIELDS | _PARALLEL_FIELDS)
+# Fields of a step that hold an object with fields of its own.
+_OPTIONS: Final = {
+    name: tuple(one.name for one in dataclasses.fields(options))
+    for name, options in (("retry", Retry), ("retry_strategy", RetryStrategy))
+}
 _WORKFLOW_FIELDS: Final = tuple(Workflow.model_fields)
 
 
@@ -71,6 +76,9 @@ def _read_step(draft: Draft, key: str, step: Mapping[str, Any]) -> dict[str, Any
         message = f"only {_OTHER_KIND[fields['type']]} has the field {quoted(name)}"
         draft.problems.append(Problem(place_text((*place, name)), "unknown_field", message))
         removed.append(fields.pop(name))
+    for name, known in _OPTIONS.items():
+        if isinstance(fields.get(name), dict):
+            fields[name], _ = _spelled(draft, fields[name], known, (*place, name))
     if removed:
         draft.removed[key] = removed
     return fields
@@ -99,9 +107,15 @@ def _spelled(
 
 
 def _unknown_field(place: Place, meant: str | None, offered: list[str]) -> Problem:
-    what = "step" if len(place) > 1 else "workflow"
+    match place:
+        case (_,):
+            owner = "a workflow"
+        case ("steps", _, _):
+            owner = "a step"
+        case _:
+            owner = quoted(str(place[-2]))
     others = f"; it may also have {listed(offered)}" if offered else ""
-    return Problem(place_text(place), "unknown_field", f"a {what} has no field {quoted(str(place[-1]))}{others}", meant)
+    return Problem(place_text(place), "unknown_field", f"{owner} has no field {quoted(str(place[-1]))}{others}", meant)
 
 
 def _read_type(draft: Draft, key: str, fields: Mapping[str, Any]) -> str:

@@ -70,7 +70,10 @@ class AgentError(BaseModel):
 
     type: Code = Field(description="The exception's type, or one of the worker's own codes such as `timeout`.")
     message: str
-    retryable: StrictBool | None = None
+    retryable: StrictBool | None = Field(None, description="False: another attempt cannot help.")
+    retry_after_seconds: Seconds | None = Field(
+        None, description="Try again after so long, as when a service throttles; this one does not count as an attempt."
+    )
     details: dict[str, Any] | None = None
 
 

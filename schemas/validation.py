@@ -59,11 +59,11 @@ def _examine(document: object) -> tuple[Workflow | None, list[Problem]]:
 
 def _check_shape(draft: Draft) -> tuple[Workflow | None, list[Problem]]:
     try:
-        return Workflow.model_validate(draft.document), list(_mismatched_ids(draft))
+        return Workflow.model_validate(draft.document), [*_mismatched_ids(draft), *_retried_twice(draft)]
     except ValidationError as error:
         details = error.errors(include_url=False)
         problems = [_worded(detail) for detail in details if not _is_echo(detail, draft)]
-        return None, [*problems, *_mismatched_ids(draft)]
+        return None, [*problems, *_mismatched_ids(draft), *_retried_twice(draft)]
 
 
 def _worded(detail: ErrorDetails) -> Problem:
@@ -103,3 +103,10 @@ def _mismatched_ids(draft: Draft) -> Iterator[Problem]:
         if given != key and isinstance(given, str):
             message = "the id is not the key under which the step stands; it may be left out"
             yield Problem(place_text(("steps", key, "id")), "id_differs_from_key", message, key)
+
+
+def _retried_twice(draft: Draft) -> Iterator[Problem]:
+    for key, step in draft.steps.items():
+        if isinstance(step, dict) and step.get("retry") is not None and step.get("retry_strategy") is not None:
+            message = 'this is the older form of "retry", which the step has too; give one of the two'
+            yield Problem(place_text(("steps", key, "retry_strategy")), "inconsistent", message)

@@ -5,13 +5,14 @@ These models hold a document that has the right shape. Whether its graph makes s
 """
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from schemas.messages import Seconds, StepId, WorkflowId
+from schemas.messages import Code, Positive, Seconds, StepId, WorkflowId
 from schemas.names import AGENT_NAME_PATTERN, RESERVED_STEP_ID, STEP_ID_PATTERN, agent_name_problem, step_id_problem
 
 
@@ -43,6 +44,50 @@ WorkerName = Annotated[
 _STRICT: Final = ConfigDict(extra="forbid")
 
 
+_Attempts = Annotated[Positive, Field(le=1_000)]
+_Factor = Annotated[float, Field(strict=True, ge=1, le=1_000)]
+_Pause = Annotated[float, Field(strict=True, ge=0, le=365 * 86_400)]
+_Milliseconds = Annotated[float, Field(strict=True, ge=0, le=365 * 86_400_000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Retry:
+    """When a failed attempt is followed by another, and how soon."""
+
+    max_attempts: _Attempts = Field(3, description="All attempts together, the first one too.")
+    initial_interval_seconds: _Pause = Field(1.0, description="Before the second attempt.")
+    backoff: _Factor = Field(2.0, description="Each pause is so many times as long as the one before.")
+    max_interval_seconds: _Pause = Field(60.0, description="No pause is longer.")
+    jitter: StrictBool = Field(True, description="Shorten each pause by up to its half, by chance.")
+    non_retryable: list[Code] = Field(
+        default_factory=list, description="Error codes or exception types after which no other attempt is made."
+    )
+
+
+class BackoffType(StrEnum):
+    """How the pauses between attempts grow."""
+
+    EXPONENTIAL = "exponential_backoff"
+    LINEAR = "linear_backoff"
+    FIXED = "fixed_delay"
+    IMMEDIATE = "immediate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class RetryStrategy:
+    """The older form of `Retry`."""
+
+    type: BackoffType = BackoffType.EXPONENTIAL
+    max_retries: Annotated[int, Field(strict=True, ge=0, le=999)] = Field(3, description="Attempts after the first.")
+    initial_delay_ms: _Milliseconds = 1_000
+    max_delay_ms: _Milliseconds = 60_000
+    backoff_multiplier: _Factor = Field(2.0, description="Of exponential_backoff.")
+    jitter: StrictBool = False
+    retry_on_errors: list[Code] = Field(
+        default_factory=list, description="Only after these error codes or exception types; empty: after all."
+    )
+
+
 # Dataclasses with slots, for a block may have 100,000 branches: a model takes five times the memory of one of these.
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
 class _Step:
@@ -53,6 +98,10 @@ class _Step:
     timeout_seconds: Seconds | None = Field(
         None, description="How long one attempt may take; on a parallel step, the default for its branches."
     )
+    retry: Retry | None = Field(
+        None, description="Try again after a failed attempt; on a parallel step, the default for its branches."
+    )
+    retry_strategy: RetryStrategy | None = Field(None, description="The older form of `retry`; give one of the two.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)

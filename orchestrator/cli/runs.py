@@ -18,6 +18,7 @@ from orchestrator.cli.terminal import FAILED, print_json, quiet, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
+from schemas.messages import ErrorInfo
 from schemas.statuses import RunStatus
 
 if TYPE_CHECKING:
@@ -153,13 +154,20 @@ def _described(details: "RunDetails", waiting: "Mapping[str, WaitingFor]") -> di
         **asdict(details.summary),
         "input": details.input,
         "output": details.output,
-        "error": details.error.model_dump(exclude_none=True) if details.error is not None else None,
+        "error": _plain(details.error),
         "steps": [
             {
                 **asdict(step),
-                "error": step.error.model_dump(exclude_none=True) if step.error is not None else None,
+                "error": _plain(step.error),
+                "earlier_attempts": [
+                    {**asdict(earlier), "error": _plain(earlier.error)} for earlier in step.earlier_attempts
+                ],
                 "waiting_for": asdict(waiting[step.step_id]) if step.step_id in waiting else None,
             }
             for step in details.steps
         ],
     }
+
+
+def _plain(error: ErrorInfo | None) -> dict[str, Any] | None:
+    return error.model_dump(exclude_none=True) if error is not None else None

@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from orchestrator.cli.progress import STYLES
 from orchestrator.cli.waiting import WaitingFor, words
-from orchestrator.storage.queries import RunDetails, RunSummary, StepView
+from orchestrator.storage.queries import AttemptView, RunDetails, RunSummary, StepView
 from schemas.messages import RunEvent, StepEvent
 from schemas.statuses import StepStatus
 
@@ -58,7 +58,7 @@ def run_tree(details: RunDetails, waiting: Mapping[str, WaitingFor], *, all_bran
     branches = _by_block(details.steps)
     for step in details.steps:
         if step.parent_step_id is None:
-            node = tree.add(_line(step, waiting))
+            node = _add_step(tree, step, waiting)
             _add_branches(node, branches.get(step.step_id, []), waiting, all_branches=all_branches)
     _console.print(tree)  # not soft_wrap: a tree would be cut off at the margin
 
@@ -100,9 +100,24 @@ def _add_branches(
         plain = {StepStatus.COMPLETED, StepStatus.PENDING}
         shown = [branch for branch in branches if branch.status not in plain][:SHOWN_BRANCHES]
     for branch in shown:
-        node.add(_line(branch, waiting))
+        _add_step(node, branch, waiting)
     if len(shown) < len(branches):
         node.add(f"[dim]… and {len(branches) - len(shown)} more branches (--all shows them)[/dim]")
+
+
+def _add_step(node: Tree, step: StepView, waiting: Mapping[str, WaitingFor]) -> Tree:
+    line = node.add(_line(step, waiting))
+    for earlier in step.earlier_attempts:
+        line.add(_earlier_line(earlier))
+    return line
+
+
+def _earlier_line(earlier: AttemptView) -> str:
+    parts = [f"attempt {earlier.attempt}", _duration(earlier.started_at, earlier.finished_at)]
+    if earlier.worker_id is not None:
+        parts.append(f"on {escape(earlier.worker_id)}")
+    parts.append(f"{escape(earlier.error.message)} \\[{earlier.error.code}]")
+    return "[dim]" + "  ".join(part for part in parts if part) + "[/dim]"
 
 
 def _line(step: StepView, waiting: Mapping[str, WaitingFor]) -> str:

@@ -20,6 +20,15 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Its attempt failed, and the next one starts later."""
+
+    attempt: int  # the next one
+    at: datetime
+    kind: Literal["pause"] = "pause"
+
+
+@dataclass(frozen=True, slots=True)
 class Sending:
     """The task is committed, and the broker has not confirmed it yet."""
 
@@ -70,7 +79,7 @@ class Branches:
     kind: Literal["branches"] = "branches"
 
 
-WaitingFor = Slot | Sending | Queue | Worker | Attempt | Branches
+WaitingFor = Slot | Pause | Sending | Queue | Worker | Attempt | Branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,8 @@ def waiting_for(step: StepView, block: StepView | None, queues: Queues) -> Waiti
         return None
     if step.branches_total is not None:
         return Branches(step.branches_open or 0, step.branches_total)
+    if step.status is StepStatus.PENDING and step.due_at is not None:
+        return Pause(step.attempt + 1, step.due_at)
     if step.status is StepStatus.PENDING and block is not None:
         return Slot(block.branches_dispatched or 0, block.max_parallelism or 0)
     if step.status is StepStatus.RUNNING:
@@ -114,6 +125,8 @@ def words(waiting: WaitingFor) -> str:
     match waiting:
         case Slot(taken, limit):
             return f"a slot of its gate ({taken} of {limit} taken)"
+        case Pause(attempt, at):
+            return f"attempt {attempt}, at {_clock(at)}"
         case Sending(since):
             return f"its task to be sent, since {_clock(since)} (is the broker out of reach?)"
         case Queue():

@@ -41,7 +41,9 @@ def new_step(run_id: UUID, plan: AgentPlan, scope: Scope, now: datetime) -> Step
 
 def dispatched(step: StepExecution, now: datetime, new_id: Callable[[], UUID]) -> StepExecution:
     """Return the PENDING row with its next attempt under way: QUEUED, with a task id of its own."""
-    return step.advanced(Trigger.DISPATCH, attempt=step.attempt + 1, task_id=new_id(), queued_at=now)
+    return step.advanced(
+        Trigger.DISPATCH, attempt=step.attempt + 1, task_id=new_id(), queued_at=now, due_at=None, ready_at=None
+    )
 
 
 def due_time(step: StepExecution, started: datetime) -> datetime | None:

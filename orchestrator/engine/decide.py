@@ -16,13 +16,9 @@ How a run moves:
 Late and repeated inputs are normal and get a verdict; an exception from here means a bug.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from typing import assert_never
-from uuid import UUID
 
-from orchestrator.engine import block, gate, lifecycle, reports, silence
+from orchestrator.engine import block, gate, lifecycle, reports, retries, silence
 from orchestrator.engine.decision import Decision
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -31,6 +27,7 @@ from orchestrator.engine.inputs import (
     BranchArrived,
     CancelRequested,
     Input,
+    RetryDue,
     RunRequested,
     SlotsFree,
     StepEnded,
@@ -39,15 +36,8 @@ from orchestrator.engine.inputs import (
     TaskReported,
     TaskUndeliverable,
 )
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.state import RunState, RunValues, Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What a decision may not fetch by itself: the time (the database's clock, UTC) and fresh ids."""
-
-    now: datetime
-    new_id: Callable[[], UUID]
 
 
 def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
@@ -64,11 +54,13 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
         case CancelRequested():
             return lifecycle.cancel(state, event, moment.now)
         case TaskReported():
-            return reports.task_reported(state, event.report, moment.now)
+            return reports.task_reported(state, event.report, moment)
         case AttemptOverdue():
-            return reports.attempt_overdue(state, event, moment.now)
+            return reports.attempt_overdue(state, event, moment)
         case TaskUndeliverable():
-            return reports.task_undeliverable(state, event, moment.now)
+            return reports.task_undeliverable(state, event, moment)
+        case RetryDue():
+            return retries.retry_due(state, event, moment)
         case TaskMissing():
             return silence.task_missing(state, event, moment.now)
         case BranchArrived():
@@ -112,7 +104,7 @@ def first_wanted(event: Input) -> Wanted:
             return Wanted(steps=frozenset({event.block_id, event.step_id}))
         case SlotsFree():
             return Wanted(steps=frozenset({event.block_id}))
-        case AttemptOverdue() | TaskUndeliverable() | TaskMissing():
+        case AttemptOverdue() | TaskUndeliverable() | TaskMissing() | RetryDue():
             return Wanted(steps=frozenset({event.step_id}))
         case _:
             return Wanted()

@@ -1,13 +1,14 @@
 """What a decision says: a verdict, row changes, messages to send, and inputs that follow."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
 from orchestrator.engine.inputs import FollowUp, RunRequested, SlotsFree
 from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
-from schemas.messages import RunResult
+from schemas.messages import ErrorInfo, RunResult
 
 
 class Verdict(StrEnum):
@@ -45,6 +46,14 @@ class SendResult:
 Send = SendTask | SendTicket | SendResult
 
 
+class EndedAttempt(NamedTuple):
+    """An attempt that failed and is followed by another: the step's row at its end, and why."""
+
+    step: StepExecution
+    error: ErrorInfo
+    retry_at: datetime  # when the next one was to start
+
+
 class Decision(NamedTuple):
     """The answer to one input; everything in it is stored in one transaction, or nothing is."""
 
@@ -53,6 +62,7 @@ class Decision(NamedTuple):
     created_run: RunRequested | None = None  # insert `run` with this request's content
     run: Run | None = None  # its new version
     steps: tuple[StepExecution, ...] = ()  # new versions, or new rows
+    ended: EndedAttempt | None = None  # goes into the history; its step waits for the next attempt
     sends: tuple[Send, ...] = ()
     fork: BlockPlan | None = None  # create the branches of this block (see `orchestrator.engine.block.fork`)
     join: str | None = None  # store the aggregated outputs of this block's branches as its output

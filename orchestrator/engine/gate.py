@@ -13,6 +13,7 @@ only, in the order of the definition (`slots_free`), whoever notices that one is
 - a branch ended: the transaction that frees its slot hands it to the next in line. Waiting for the next ticket to
   arrive would leave the slot empty for one more trip to the broker and one more transaction
 - the holder's reconciliation found free slots: tickets were lost with their queue
+- the time of a branch's next attempt has come: those go before the line (see `retries`)
 
 A ticket itself then needs one of three answers:
 
@@ -21,7 +22,7 @@ A ticket itself then needs one of three answers:
     NOT_YET     its branch waits for a slot: hold it
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched
 from orchestrator.engine.decision import Decision, SendTask, Verdict
 from orchestrator.engine.inputs import BranchArrived, SlotsFree
+from orchestrator.engine.records import Branches, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 
 
@@ -54,14 +56,31 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     if block is None or block.branches is None or block.status.is_final or block.branches.free_slots <= 0:
         return Decision(Verdict.STALE, codes.NO_FREE_SLOT)
     counters = block.branches
-    line = (event.block_id, counters.passed, counters.free_slots)
-    waiting = state.next_in_line(*line)
-    if waiting is None:
-        return Wanted(waiting=frozenset({line}))
-    sent = tuple(dispatched(step, now, new_id) for step in waiting)
-    # Fewer than asked for means that the line is empty.
-    passed = sent[-1].position + 1 if len(sent) == counters.free_slots else counters.total
-    taken = counters._replace(dispatched=counters.dispatched + len(sent), passed=passed)
+    ready = min(counters.free_slots, counters.ready)
+    # A line that has been through has no one left to ask for.
+    next_ones = min(counters.free_slots - ready, max(counters.total - counters.passed, 0))
+    wanted = Wanted(
+        ready=frozenset({(block.step_id, ready)} if ready else ()),
+        waiting=frozenset({(block.step_id, counters.passed, next_ones)} if next_ones else ()),
+    )
+    missing = state.missing(wanted)
+    if missing:
+        return missing
+    again = state.ready_again(block.step_id, ready) or ()
+    first_time = state.next_in_line(block.step_id, counters.passed, next_ones) or () if next_ones else ()
+    sent = tuple(dispatched(step, now, new_id) for step in (*again, *first_time))
+    taken = counters._replace(
+        dispatched=counters.dispatched + len(sent),
+        ready=counters.ready - len(again),
+        passed=_passed(counters, first_time, next_ones),
+    )
     return Decision(
         Verdict.APPLIED, steps=(block._replace(branches=taken), *sent), sends=tuple(SendTask(step) for step in sent)
     )
+
+
+def _passed(counters: Branches, sent: Sequence[StepExecution], asked: int) -> int:
+    if not asked:
+        return counters.passed
+    # Fewer than asked for means that the line is empty.
+    return sent[-1].position + 1 if len(sent) == asked else counters.total

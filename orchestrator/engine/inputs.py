@@ -66,6 +66,14 @@ class AttemptOverdue:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryDue:
+    """The time of a step's next attempt has come."""
+
+    run_id: UUID
+    step_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskUndeliverable:
     """The attempt's task cannot be worked on; *code* says why.
 
@@ -139,6 +147,7 @@ ExternalInput = (
     | BranchArrived
     | SlotsFree
     | AttemptOverdue
+    | RetryDue
     | TaskUndeliverable
     | TaskMissing
     | CancelRequested

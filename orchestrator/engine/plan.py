@@ -2,10 +2,39 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import assert_never
+from datetime import timedelta
+from math import inf
+from typing import NamedTuple, assert_never
 
 from schemas.references import Template, compile_template
-from schemas.workflow import AgentStep, ParallelStep, Workflow
+from schemas.workflow import AgentStep, BackoffType, ParallelStep, Retry, RetryStrategy, Workflow
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed attempt is followed by another; both forms of the document come to this."""
+
+    max_attempts: int  # the first one too
+    initial_seconds: float
+    factor: float  # each pause is so many times as long as the one before
+    step_seconds: float  # and so much longer
+    max_seconds: float
+    jitter: bool
+    never_after: frozenset[str]  # codes or types of errors
+    only_after: frozenset[str]  # empty: after all others
+
+    def pause(self, attempts: int, *, jitter: float) -> timedelta:
+        """Return the pause after the attempt that failed now.
+
+        Args:
+            attempts: How many have counted so far, from 1.
+            jitter: In [0, 1): the share of half the pause that it is shortened by, where the policy wants jitter.
+        """
+        try:
+            grown = self.initial_seconds * self.factor ** (attempts - 1) + self.step_seconds * (attempts - 1)
+        except OverflowError:
+            grown = inf
+        return timedelta(seconds=min(grown, self.max_seconds) * (1 - jitter / 2 if self.jitter else 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +47,7 @@ class AgentPlan:
     next_step: str | None
     on_failure: str | None
     timeout_seconds: float | None
+    retry: RetryPolicy | None
     block_id: str | None
     position: int
 
@@ -63,13 +93,13 @@ def compile_plan(workflow: Workflow) -> Plan:
         workflow: As `schemas.validation.parse_workflow` returned it; its graph is not checked again.
     """
     places = {
-        branch_id: (step.id, position, step.timeout_seconds)
+        branch_id: _Place(step, position)
         for step in workflow.steps.values()
         if isinstance(step, ParallelStep)
         for position, branch_id in enumerate(step.parallel_steps)
     }
     agents = {
-        step.id: _agent_plan(step, *places.get(step.id, (None, 0, None)))
+        step.id: _agent_plan(step, places.get(step.id))
         for step in workflow.steps.values()
         if isinstance(step, AgentStep)
     }
@@ -85,16 +115,59 @@ def compile_plan(workflow: Workflow) -> Plan:
     return Plan(workflow.workflow_id, workflow.version, workflow.start_step, steps)
 
 
-def _agent_plan(step: AgentStep, block_id: str | None, position: int, default_timeout: float | None) -> AgentPlan:
+class _Place(NamedTuple):
+    block: ParallelStep
+    position: int
+
+
+def _agent_plan(step: AgentStep, place: _Place | None) -> AgentPlan:
+    timeout, retry = step.timeout_seconds, _retry_policy(step)
+    if place is not None:  # what a branch does not say itself, its block says
+        timeout = timeout if timeout is not None else place.block.timeout_seconds
+        retry = retry if retry is not None else _retry_policy(place.block)
     return AgentPlan(
         id=step.id,
         agent_name=step.agent_name,
         template=compile_template(step.input_mapping),
         next_step=step.next_step,
         on_failure=step.on_failure,
-        timeout_seconds=step.timeout_seconds if step.timeout_seconds is not None else default_timeout,
-        block_id=block_id,
-        position=position,
+        timeout_seconds=timeout,
+        retry=retry,
+        block_id=place.block.id if place is not None else None,
+        position=place.position if place is not None else 0,
+    )
+
+
+def _retry_policy(step: AgentStep | ParallelStep) -> RetryPolicy | None:
+    if step.retry is not None:
+        return _policy(step.retry)
+    return _older_policy(step.retry_strategy) if step.retry_strategy is not None else None
+
+
+def _policy(retry: Retry) -> RetryPolicy:
+    return RetryPolicy(
+        max_attempts=retry.max_attempts,
+        initial_seconds=retry.initial_interval_seconds,
+        factor=retry.backoff,
+        step_seconds=0,
+        max_seconds=retry.max_interval_seconds,
+        jitter=retry.jitter,
+        never_after=frozenset(retry.non_retryable),
+        only_after=frozenset(),
+    )
+
+
+def _older_policy(strategy: RetryStrategy) -> RetryPolicy:
+    initial = strategy.initial_delay_ms / 1000
+    return RetryPolicy(
+        max_attempts=strategy.max_retries + 1,
+        initial_seconds=0 if strategy.type is BackoffType.IMMEDIATE else initial,
+        factor=strategy.backoff_multiplier if strategy.type is BackoffType.EXPONENTIAL else 1,
+        step_seconds=initial if strategy.type is BackoffType.LINEAR else 0,
+        max_seconds=strategy.max_delay_ms / 1000,
+        jitter=strategy.jitter,
+        never_after=frozenset(),
+        only_after=frozenset(strategy.retry_on_errors),
     )
 
 

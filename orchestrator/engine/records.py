@@ -55,6 +55,7 @@ class Branches(NamedTuple):
     dispatched: int  # slots taken: QUEUED or RUNNING branches of a gated block
     passed: int  # branches before this position have been through the gate, or never will
     max_parallelism: int | None
+    ready: int = 0  # branches whose next attempt waits for a slot; they go before the line
 
     @property
     def is_gated(self) -> bool:
@@ -64,9 +65,9 @@ class Branches(NamedTuple):
     @property
     def free_slots(self) -> int:
         """How many more branches the gate may let through, if so many are left."""
-        if self.max_parallelism is None or not self.is_gated or self.passed >= self.total:
+        if self.max_parallelism is None or not self.is_gated:
             return 0
-        return min(self.max_parallelism - self.dispatched, self.total - self.passed)
+        return min(self.max_parallelism - self.dispatched, self.ready + max(self.total - self.passed, 0))
 
 
 class StepExecution(NamedTuple):
@@ -90,7 +91,9 @@ class StepExecution(NamedTuple):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     heartbeat_at: datetime | None = None
-    due_at: datetime | None = None  # when the attempt counts as overdue
+    due_at: datetime | None = None  # when the attempt counts as overdue, or the next one starts
+    ready_at: datetime | None = None  # since when the next attempt waits for a slot of its block
+    postponed: int = 0  # attempts that ended because the agent asked to be called later; they do not count
     input: Any = None  # known on new rows, and where asked for
     output: Any = None  # known on rows that end now
     error: ErrorInfo | None = None

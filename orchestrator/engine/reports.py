@@ -1,15 +1,17 @@
 """What workers report about attempts, and what their silence means."""
 
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Final, assert_never
+from datetime import datetime, timedelta
+from typing import Final, assert_never
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import due_time
 from orchestrator.engine.block import count_ended
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.inputs import AttemptOverdue, BlockDrained, FollowUp, SlotsFree, StepEnded, TaskUndeliverable
+from orchestrator.engine.moment import Moment
+from orchestrator.engine.plan import AgentPlan
 from orchestrator.engine.records import StepExecution
+from orchestrator.engine.retries import Failure, next_try, pause_after
 from orchestrator.engine.silence import was_sent_again
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_step_status
@@ -20,7 +22,7 @@ from schemas.worker_codes import WorkerErrorCode
 _WORKER_CODES: Final = frozenset(code.value for code in WorkerErrorCode)
 
 
-def task_reported(state: RunState, report: AgentResult, now: datetime) -> Decision | Wanted:
+def task_reported(state: RunState, report: AgentResult, moment: Moment) -> Decision | Wanted:
     """Apply a worker's report. The task id fences: only the report of the current attempt has an effect."""
     if state.run is None:
         return Decision(Verdict.REJECTED, codes.UNKNOWN_RUN)
@@ -31,24 +33,25 @@ def task_reported(state: RunState, report: AgentResult, now: datetime) -> Decisi
     if step is None or step.task_id != report.task_id:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     if report.status.ends_attempt:
-        return _attempt_ended(state, step, report, now)
-    return _attempt_lives(step, report, now)
+        return _attempt_ended(state, step, report, moment)
+    return _attempt_lives(step, report, moment.now)
 
 
-def attempt_overdue(state: RunState, event: AttemptOverdue, now: datetime) -> Decision | Wanted:
+def attempt_overdue(state: RunState, event: AttemptOverdue, moment: Moment) -> Decision | Wanted:
     """Fail an attempt whose time is up and whose worker did not say so."""
     missing = state.missing(Wanted(steps=frozenset({event.step_id})))
     if missing:
         return missing
     step = state.steps[event.step_id]
-    if step is None or step.task_id != event.task_id or step.due_at is None or step.due_at > now:
+    if step is None or step.task_id != event.task_id or step.due_at is None or step.due_at > moment.now:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     worker = f"worker {step.worker_id}" if step.worker_id else "its worker"
     message = f"the attempt took longer than its timeout of {step.timeout_seconds:g} s, and {worker} did not end it"
-    return _failed(state, step, ErrorInfo(code=codes.TIMEOUT, message=message), now)
+    failure = Failure(ErrorInfo(code=codes.TIMEOUT, message=message))
+    return _failed(state, step._replace(finished_at=moment.now), failure, moment)
 
 
-def task_undeliverable(state: RunState, event: TaskUndeliverable, now: datetime) -> Decision | Wanted:
+def task_undeliverable(state: RunState, event: TaskUndeliverable, moment: Moment) -> Decision | Wanted:
     """Fail an attempt whose task cannot be worked on.
 
     A task that the broker gave up was in a worker's hands before. Where that was heard of lately, the attempt may well
@@ -61,11 +64,12 @@ def task_undeliverable(state: RunState, event: TaskUndeliverable, now: datetime)
     if step is None or step.task_id != event.task_id:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     if event.code == codes.WORKER_LOST and step.status is StepStatus.RUNNING:
-        if step.heartbeat_at is not None and now - step.heartbeat_at < event.silent_after:
+        if step.heartbeat_at is not None and moment.now - step.heartbeat_at < event.silent_after:
             return Decision(Verdict.STALE, codes.HEARD_FROM)
     elif step.status is not StepStatus.QUEUED and not was_sent_again(step):
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
-    return _failed(state, step, ErrorInfo(code=event.code, message=_why_undeliverable(step, event)), now)
+    error = ErrorInfo(code=event.code, message=_why_undeliverable(step, event))
+    return _failed(state, step._replace(finished_at=moment.now), Failure(error), moment)
 
 
 def _why_undeliverable(step: StepExecution, event: TaskUndeliverable) -> str:
@@ -106,7 +110,7 @@ def _attempt_lives(step: StepExecution, report: AgentResult, now: datetime) -> D
     return Decision(Verdict.APPLIED, steps=(started,))
 
 
-def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, now: datetime) -> Decision:
+def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, moment: Moment) -> Decision | Wanted:
     if step.status.is_final:
         repeated = _says_the_same(step, report)
         return Decision(
@@ -114,16 +118,17 @@ def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, no
             codes.DUPLICATE_RESULT if repeated else codes.LATE_REPORT,
             released=step,
         )
-    changes: Mapping[str, Any] = {
-        "worker_id": report.worker_id,
-        "started_at": report.started_at or step.started_at,
-        "finished_at": report.finished_at or now,
-        "due_at": None,
-    }
+    ended = step._replace(
+        worker_id=report.worker_id,
+        started_at=report.started_at or step.started_at,
+        finished_at=report.finished_at or moment.now,
+    )
     if report.status is ReportStatus.COMPLETED:
-        return _ended(state, step, step.advanced(Trigger.COMPLETE, output=report.output, **changes))
+        return _ended(state, step, ended.advanced(Trigger.COMPLETE, output=report.output, due_at=None))
     assert report.error is not None, "the contract refuses a FAILED report without an error"
-    return _ended(state, step, step.advanced(Trigger.FAIL, error=_error_info(report.error), **changes))
+    after = report.error.retry_after_seconds
+    pause = timedelta(seconds=after) if after is not None else None
+    return _failed(state, ended, Failure(_error_info(report.error), report.error.retryable, pause), moment)
 
 
 def _says_the_same(step: StepExecution, report: AgentResult) -> bool:
@@ -136,8 +141,24 @@ def _says_the_same(step: StepExecution, report: AgentResult) -> bool:
     return (step.error.code, step.error.message) == (said.code, said.message)
 
 
-def _failed(state: RunState, step: StepExecution, error: ErrorInfo, now: datetime) -> Decision:
-    return _ended(state, step, step.advanced(Trigger.FAIL, error=error, finished_at=now, due_at=None))
+def _failed(state: RunState, step: StepExecution, failure: Failure, moment: Moment) -> Decision | Wanted:
+    """Return what follows the failed attempt that *step* shows with its end: another one, or the step has failed."""
+    missing = state.missing(Wanted(plan=True))
+    if missing:
+        return missing
+    assert state.plan is not None
+    plan = state.plan.steps[step.step_id]
+    assert isinstance(plan, AgentPlan), "only agent steps have attempts"
+    pause = pause_after(plan.retry, failure, step.attempt - step.postponed, moment.draw)
+    if pause is None:
+        return _ended(state, step, step.advanced(Trigger.FAIL, error=failure.error, due_at=None))
+    waiting, ended = next_try(step, failure, moment.now + pause)
+    block = state.steps[step.parent_step_id] if step.parent_step_id is not None else None
+    if block is None or block.branches is None or not block.branches.is_gated:
+        return Decision(Verdict.APPLIED, steps=(waiting,), ended=ended)
+    freed = block._replace(branches=block.branches._replace(dispatched=block.branches.dispatched - 1))
+    handed_on = SlotsFree(step.run_id, block.step_id)
+    return Decision(Verdict.APPLIED, steps=(waiting, freed), ended=ended, afterwards=handed_on)
 
 
 def _ended(state: RunState, before: StepExecution, after: StepExecution) -> Decision:

@@ -19,6 +19,8 @@ from schemas.references import Scope, StepOutcome
 
 # Of a block, from a position on, so many PENDING branches.
 LineKey = tuple[str, int, int]
+# Of a block, so many branches that are ready for their next attempt.
+ReadyKey = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Wanted(NamedTuple):
     outcomes: frozenset[str] = frozenset()  # status, output and error of these
     failures: frozenset[str] = frozenset()  # the failed branches of these blocks
     waiting: frozenset[LineKey] = frozenset()  # the next in line at gates
+    ready: frozenset[ReadyKey] = frozenset()  # those whose next attempt waits for a slot
     plan: bool = False
     run_values: bool = False  # the run's input, output and error
 
@@ -52,6 +55,7 @@ class Wanted(NamedTuple):
             frozenset().union(*(wanted.outcomes for wanted in many)),
             frozenset().union(*(wanted.failures for wanted in many)),
             frozenset().union(*(wanted.waiting for wanted in many)),
+            frozenset().union(*(wanted.ready for wanted in many)),
             any(wanted.plan for wanted in many),
             any(wanted.run_values for wanted in many),
         )
@@ -88,6 +92,7 @@ class RunState:
     outcomes: dict[str, StepOutcome | None] = field(default_factory=dict)
     failures: dict[str, tuple[FailedBranch, ...]] = field(default_factory=dict)
     waiting: dict[str, Line] = field(default_factory=dict)
+    ready: dict[str, tuple[int, tuple[StepExecution, ...]]] = field(default_factory=dict)  # asked for, and found
     run_values: RunValues | None = None
 
     def missing(self, wanted: Wanted) -> Wanted:
@@ -98,6 +103,7 @@ class RunState:
             outcomes=frozenset(step for step in wanted.outcomes if step not in self.outcomes),
             failures=frozenset(block for block in wanted.failures if block not in self.failures),
             waiting=frozenset(key for key in wanted.waiting if self.next_in_line(*key) is None),
+            ready=frozenset(key for key in wanted.ready if self.ready_again(*key) is None),
             plan=wanted.plan and self.plan is None,
             run_values=wanted.run_values and self.run_values is None,
         )
@@ -118,6 +124,7 @@ class RunState:
         if step.task_id is not None:
             self.tasks[step.task_id] = step.step_id
         self.outcomes.pop(step.step_id, None)
+        self.ready.pop(step.step_id, None)  # where it is a block, whose counters tell who is ready
 
     def next_in_line(self, block_id: str, first: int, count: int) -> tuple[StepExecution, ...] | None:
         """Return up to *count* branches that wait at a block's gate from a position on; None where that is unknown."""
@@ -126,14 +133,27 @@ class RunState:
             return None
         return line.steps[:count]
 
+    def ready_again(self, block_id: str, count: int) -> tuple[StepExecution, ...] | None:
+        """Return up to *count* branches of a block that are ready for their next attempt; None: unknown."""
+        if count <= 0:
+            return ()
+        asked, steps = self.ready.get(block_id, (0, ()))
+        return steps[:count] if asked >= count else None
+
     def put_line(self, block_id: str, line: Line) -> None:
         """Remember which branches are next in line at a block's gate."""
         self.waiting[block_id] = line
         for step in line.steps:
             self.put_step(step)
 
+    def put_ready(self, block_id: str, asked: int, steps: Sequence[StepExecution]) -> None:
+        """Remember which branches of a block are ready for their next attempt."""
+        for step in steps:
+            self.put_step(step)
+        self.ready[block_id] = (asked, tuple(steps))
+
     def cancel_open_steps(self, now: datetime) -> None:
         """Remember that every row that was not final is CANCELLED now."""
         for step in list(self.steps.values()):
             if step is not None and not step.status.is_final:
-                self.put_step(step.advanced(Trigger.CANCEL, finished_at=now, due_at=None))
+                self.put_step(step.advanced(Trigger.CANCEL, finished_at=now, due_at=None, ready_at=None))

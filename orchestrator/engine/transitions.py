@@ -5,8 +5,9 @@ block, which runs as soon as its branches exist) or FAILED (its input could not 
 below exist; what is not in the table does not happen, and the decisions turn such an input into a verdict instead.
 
 START is allowed on a RUNNING step because a task may be delivered again after its worker died: the second worker
-reports that it started, and the row shows who works on it now. COMPLETE and FAIL are allowed on a QUEUED step
-because a worker need not report the start of a short attempt.
+reports that it started, and the row shows who works on it now. COMPLETE, FAIL and RETRY are allowed on a QUEUED
+step because a worker need not report the start of a short attempt. RETRY leads back to PENDING, where the step waits
+for its next attempt, which DISPATCH starts.
 
 A final status has no way out. That is promise O7, and the reason why late and repeated messages are harmless.
 """
@@ -24,6 +25,7 @@ class Trigger(StrEnum):
     START = "start"  # a worker began an attempt
     COMPLETE = "complete"
     FAIL = "fail"
+    RETRY = "retry"  # the attempt failed, and another one follows
     CANCEL = "cancel"
 
 
@@ -34,10 +36,12 @@ STEP_TRANSITIONS: Final = {
     (StepStatus.QUEUED, Trigger.START): StepStatus.RUNNING,
     (StepStatus.QUEUED, Trigger.COMPLETE): StepStatus.COMPLETED,
     (StepStatus.QUEUED, Trigger.FAIL): StepStatus.FAILED,
+    (StepStatus.QUEUED, Trigger.RETRY): StepStatus.PENDING,
     (StepStatus.QUEUED, Trigger.CANCEL): StepStatus.CANCELLED,
     (StepStatus.RUNNING, Trigger.START): StepStatus.RUNNING,
     (StepStatus.RUNNING, Trigger.COMPLETE): StepStatus.COMPLETED,
     (StepStatus.RUNNING, Trigger.FAIL): StepStatus.FAILED,
+    (StepStatus.RUNNING, Trigger.RETRY): StepStatus.PENDING,
     (StepStatus.RUNNING, Trigger.CANCEL): StepStatus.CANCELLED,
 }
 

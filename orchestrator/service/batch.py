@@ -13,10 +13,11 @@ from uuid import UUID
 from messaging.crash_points import reach
 from orchestrator.engine import codes
 from orchestrator.engine.block import fork
-from orchestrator.engine.decide import Moment, apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, SendTask, Verdict
+from orchestrator.engine.decide import apply, decide, first_wanted
+from orchestrator.engine.decision import Decision, EndedAttempt, SendTask, Verdict
 from orchestrator.engine.events import StatusChange, run_change, step_changes
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested, TaskMissing, TaskReported
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState, Wanted
@@ -69,10 +70,13 @@ class _Queued:
 class Batch:
     """The inputs of one transaction on their way through the core."""
 
-    def __init__(self, uow: UnitOfWork, plans: PlanCache, new_id: Callable[[], UUID]) -> None:
+    def __init__(
+        self, uow: UnitOfWork, plans: PlanCache, new_id: Callable[[], UUID], draw: Callable[[], float]
+    ) -> None:
         self._uow = uow
         self._plans = plans
         self._new_id = new_id
+        self._draw = draw
         self._states: dict[UUID, RunState] = {}
         self._moment: Moment
         self._queues: dict[UUID, deque[_Queued]] = defaultdict(deque)
@@ -106,7 +110,7 @@ class Batch:
 
     async def _first_look(self, wanted: Mapping[UUID, Wanted]) -> None:
         now, self._states = await self._uow.first_look(wanted)
-        self._moment = Moment(now, self._new_id)
+        self._moment = Moment(now, self._new_id, self._draw)
         missing = {run: self._states[run].missing(some) for run, some in wanted.items()}
         await self._load({run: some for run, some in missing.items() if some and self._states[run].run is not None})
 
@@ -152,7 +156,9 @@ class Batch:
         if decision.run is not None:
             self._record_run(state, decision)
         for step in decision.steps:
-            self._record_step(state.steps.get(step.step_id), step)
+            self._record_step(state.steps.get(step.step_id), step, decision.ended)
+        if decision.ended is not None:
+            self._uow.add_ended_attempt(decision.ended)
         for send in decision.sends:
             self._uow.send(outbox_row(run_id, send, self._new_id))
             if isinstance(send, SendTask) and send.step.parent_step_id is not None:
@@ -175,12 +181,14 @@ class Batch:
         if state.run is None or state.run.status is not run.status:
             self._events[run.id].append(run_change(run))
 
-    def _record_step(self, before: StepExecution | None, after: StepExecution) -> None:
+    def _record_step(
+        self, before: StepExecution | None, after: StepExecution, ended: EndedAttempt | None = None
+    ) -> None:
         if before is None:
             self._uow.add_step(after)
         else:
             self._uow.change_step(after)
-        self._events[after.run_id].extend(step_changes(before, after))
+        self._events[after.run_id].extend(step_changes(before, after, ended))
         if after.status is StepStatus.FAILED:
             self._result.failed_steps.append(after)
 

@@ -1,6 +1,7 @@
 """The way of every input: BEGIN, lock the runs, decide, write rows and outbox, COMMIT, then do what is left to do."""
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -74,7 +75,7 @@ class Driver:
         begun = asyncio.get_running_loop().time()
         with self.database.using():
             async with unit_of_work(self._storage, self._replica_id) as uow:
-                committed = await Batch(uow, self._plans, self._new_id).run(inputs)
+                committed = await Batch(uow, self._plans, self._new_id, random.random).run(inputs)
         committed.begun = begun
         reach("transaction.committed", inputs)
         committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox

@@ -1,4 +1,4 @@
-"""Time: attempts whose due time has passed, ended by whichever replica comes first, like any other input."""
+"""Time: attempts that are overdue end, and next attempts start, by whichever replica comes first."""
 
 import asyncio
 from typing import Final
@@ -11,7 +11,7 @@ PAGE: Final = 100
 
 
 class Timers:
-    """Ends attempts that are overdue."""
+    """Ends attempts that are overdue, and starts those whose time has come."""
 
     def __init__(self, storage: Storage, driver: Driver) -> None:
         self._storage = storage
@@ -19,7 +19,7 @@ class Timers:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Have attempts ended soon: some are overdue."""
+        """Look soon: something is due."""
         self._woken.set()
 
     async def run(self) -> None:
@@ -31,9 +31,9 @@ class Timers:
             await self._woken.wait()
 
     async def run_once(self) -> bool:
-        """End a page of overdue attempts; return whether there may be more."""
-        overdue = await self._storage.overdue_attempts(PAGE)
-        if overdue:
-            reach("timers.overdue_found", overdue)
-            await self._driver.drive(overdue)
-        return len(overdue) == PAGE
+        """Have a page of what is due decided; return whether there may be more."""
+        due = await self._storage.due_steps(PAGE)
+        if due:
+            reach("timers.due_found", due)
+            await self._driver.drive(due)
+        return len(due) == PAGE

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
+from orchestrator.engine.decision import EndedAttempt
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 
@@ -41,6 +42,7 @@ class Changes:
     changed_runs: dict[UUID, Run] = field(default_factory=dict)
     new_steps: dict[tuple[UUID, str], StepExecution] = field(default_factory=dict)
     changed_steps: dict[tuple[UUID, str], StepExecution] = field(default_factory=dict)
+    ended_attempts: list[EndedAttempt] = field(default_factory=list)  # each followed by another
     joins: list[tuple[UUID, str]] = field(default_factory=list)  # blocks whose output is put together
     gates: list[GateRow] = field(default_factory=list)
     outbox: list[tuple[OutboxRow, float]] = field(default_factory=list)  # with the seconds until a sweeper may send it

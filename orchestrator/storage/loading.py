@@ -10,7 +10,7 @@ from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.state import FailedBranch, Line, LineKey, RunState, RunValues, Wanted
+from orchestrator.engine.state import FailedBranch, Line, LineKey, ReadyKey, RunState, RunValues, Wanted
 from orchestrator.storage.database import Connection
 from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
@@ -104,6 +104,16 @@ _WAITING: Final = f"""
     ) AS s
 """  # noqa: S608
 
+_READY: Final = f"""
+    SELECT {STEP_COLUMNS}, s.input::text AS input
+    FROM unnest($1::uuid[], $2::text[], $3::integer[]) AS k(run_id, block_id, asked)
+    CROSS JOIN LATERAL (
+        SELECT * FROM step_executions AS b
+        WHERE b.run_id = k.run_id AND b.parent_step_id = k.block_id AND b.ready_at IS NOT NULL
+        ORDER BY b.ready_at, b.position LIMIT k.asked
+    ) AS s
+"""  # noqa: S608
+
 _RUN_VALUES: Final = """
     SELECT id, input::text AS input, output::text AS output, error::text AS error
     FROM runs WHERE id = ANY($1::uuid[])
@@ -153,6 +163,7 @@ class Loader:
         await self._outcomes(states, {run: w.outcomes for run, w in wanted.items() if w.outcomes})
         await self._failures(states, {run: w.failures for run, w in wanted.items() if w.failures})
         await self._waiting(states, {run: w.waiting for run, w in wanted.items() if w.waiting})
+        await self._ready(states, {run: w.ready for run, w in wanted.items() if w.ready})
         await self._run_values(states, [run for run, w in wanted.items() if w.run_values])
 
     async def _steps(self, states: Mapping[UUID, RunState], steps: Keys) -> None:
@@ -195,6 +206,19 @@ class Loader:
             found[line].append(to_step(row, to_value(row["input"])))
         _put_lines(states, found)
 
+    async def _ready(self, states: Mapping[UUID, RunState], blocks: Mapping[UUID, Collection[ReadyKey]]) -> None:
+        if not blocks:
+            return
+        found: dict[tuple[UUID, str], list[StepExecution]] = {}
+        asked = {(run, block): count for run, some in blocks.items() for block, count in some}
+        keys = [(run, block, count) for (run, block), count in asked.items()]
+        for row in await self._connection.fetch(_READY, *(list(column) for column in zip(*keys, strict=True))):
+            step = to_step(row, to_value(row["input"]))
+            found.setdefault((step.run_id, row["parent_step_id"]), []).append(step)
+        for (run_id, block_id), count in asked.items():
+            steps = sorted(found.get((run_id, block_id), ()), key=_ready_first)
+            states[run_id].put_ready(block_id, count, steps)
+
     async def _run_values(self, states: Mapping[UUID, RunState], runs: Collection[UUID]) -> None:
         if not runs:
             return
@@ -211,6 +235,11 @@ class Loader:
             state.put_step(step)
         if holder is not None:
             self.holders[step.run_id, step.step_id] = holder
+
+
+def _ready_first(step: StepExecution) -> tuple[datetime, int]:
+    assert step.ready_at is not None, "it was asked for"
+    return step.ready_at, step.position
 
 
 def _put_lines(states: Mapping[UUID, RunState], lines: Mapping[LineId, Sequence[StepExecution]]) -> None:

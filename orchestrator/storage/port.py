@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator.engine.inputs import AttemptOverdue
+from orchestrator.engine.inputs import AttemptOverdue, RetryDue
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage.changes import Changes, OutboxRow
 from orchestrator.storage.dead_letters import NewDeadLetter, Undeliverable
@@ -98,8 +98,11 @@ class Storage(Protocol):
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
         """Return those of *step_ids* that are final."""
 
-    async def overdue_attempts(self, limit: int) -> Sequence[AttemptOverdue]:
-        """Return attempts that are overdue, the longest first. Nothing is locked: deciding about them looks again."""
+    async def due_steps(self, limit: int) -> Sequence[AttemptOverdue | RetryDue]:
+        """Return attempts that are overdue, and steps whose next attempt starts; nothing of it is locked.
+
+        Those that have been due the longest come first. Deciding about them looks again.
+        """
 
     async def count_silent(self, seconds: float) -> Sequence[Silence]:
         """Return the agents that have attempts without a sign of life for *seconds*, by name."""

@@ -34,6 +34,10 @@ _STEPS: Final = """
     WHERE s.run_id = $1
     ORDER BY s.created_at, s.position, s.step_id
 """
+_ENDED: Final = """
+    SELECT step_id, attempt, worker_id, queued_at, started_at, finished_at, retry_at, error::text AS error
+    FROM step_attempts WHERE run_id = $1 ORDER BY step_id, attempt
+"""
 _UNFINISHED: Final = "SELECT id FROM runs WHERE status IN ('PENDING', 'RUNNING')"
 
 
@@ -49,6 +53,19 @@ class RunSummary:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptView:
+    """An attempt that failed and was followed by another, for a reader."""
+
+    attempt: int
+    worker_id: str | None
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime
+    retry_at: datetime  # when the next one was to start
+    error: ErrorInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +89,8 @@ class StepView:
     started_at: datetime | None
     finished_at: datetime | None
     heartbeat_at: datetime | None = None  # when its worker was last heard of, by the database's clock
-    due_at: datetime | None = None  # when the attempt counts as overdue
+    due_at: datetime | None = None  # when the attempt counts as overdue, or the next one starts
+    earlier_attempts: Sequence[AttemptView] = ()
     error: ErrorInfo | None
     unsent_since: datetime | None = None  # since when its task is to be sent
     unroutable_since: datetime | None  # since when no queue takes its task
@@ -105,8 +123,10 @@ async def get_run(database: Database, run_id: UUID) -> RunDetails:
         row = await connection.fetchrow(_RUN, run_id)
         if row is None:
             raise UnknownRun(f"there is no run {run_id}: `forkjoin runs list` shows those that exist")
-        steps = [_step(step) for step in await connection.fetch(_STEPS, run_id)]
-    return RunDetails(_summary(row), to_value(row["input"]), to_value(row["output"]), to_error(row["error"]), steps)
+        steps = await connection.fetch(_STEPS, run_id)
+        ended = _by_step(await connection.fetch(_ENDED, run_id))
+    views = [_step(step, ended.get(step["step_id"], ())) for step in steps]
+    return RunDetails(_summary(row), to_value(row["input"]), to_value(row["output"]), to_error(row["error"]), views)
 
 
 async def unfinished_runs(database: Database) -> Sequence[UUID]:
@@ -128,6 +148,14 @@ def _summary(row: Row) -> RunSummary:
     )
 
 
-def _step(row: Row) -> StepView:
-    values = {**row, "status": StepStatus(row["status"]), "error": to_error(row["error"])}
+def _step(row: Row, earlier: Sequence[AttemptView]) -> StepView:
+    values = {**row, "status": StepStatus(row["status"]), "error": to_error(row["error"]), "earlier_attempts": earlier}
     return StepView(**values)
+
+
+def _by_step(rows: Sequence[Row]) -> dict[str, list[AttemptView]]:
+    found: dict[str, list[AttemptView]] = {}
+    for row in rows:
+        values = {**row, "error": to_error(row["error"])}
+        found.setdefault(values.pop("step_id"), []).append(AttemptView(**values))
+    return found

@@ -12,7 +12,7 @@ STEP_COLUMNS: Final = """
     s.run_id, s.step_id, s.status, s.position, s.parent_step_id, s.branch_name, s.join_policy, s.agent_name,
     s.timeout_seconds, s.attempt, s.task_id, s.worker_id, s.max_parallelism, s.branches_total, s.branches_open,
     s.branches_failed, s.branches_dispatched, s.branches_passed, s.created_at, s.queued_at, s.started_at,
-    s.heartbeat_at, s.finished_at, s.due_at, s.error::text AS error"""
+    s.heartbeat_at, s.finished_at, s.due_at, s.ready_at, s.postponed, s.branches_ready, s.error::text AS error"""
 
 RUN_COLUMNS: Final = """
     r.id AS "run.id", r.status AS "run.status", r.definition_id AS "run.definition_id",
@@ -43,6 +43,8 @@ def to_step(row: Row, values: Any = None) -> StepExecution:
         heartbeat_at=row["heartbeat_at"],
         finished_at=row["finished_at"],
         due_at=row["due_at"],
+        ready_at=row["ready_at"],
+        postponed=row["postponed"],
         input=values,
         error=to_error(row["error"]),
     )
@@ -81,4 +83,5 @@ def _branches(row: Row) -> Branches | None:
         dispatched=row["branches_dispatched"],
         passed=row["branches_passed"],
         max_parallelism=row["max_parallelism"],
+        ready=row["branches_ready"] or 0,
     )

@@ -13,6 +13,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -77,6 +78,7 @@ runs: Final = Table(
     _one_of("status", RunStatus),
     Index(None, "created_at"),
     Index(None, "status", "created_at"),
+    Index(None, "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
 )
 
 step_executions: Final = Table(
@@ -104,18 +106,41 @@ step_executions: Final = Table(
     Column("branches_failed", Integer),
     Column("branches_dispatched", Integer),
     Column("branches_passed", Integer),
+    Column("branches_ready", Integer),
     _time("created_at", nullable=False),
     _time("queued_at"),
     _time("started_at"),
     _time("heartbeat_at"),
     _time("finished_at"),
-    _time("due_at"),  # when a running attempt counts as overdue
+    _time("due_at"),  # when a running attempt counts as overdue, or the next one starts
+    _time("ready_at"),  # since when the next attempt waits for a slot of its block
+    Column("postponed", Integer, nullable=False, server_default=text("0")),  # attempts that do not count
     _one_of("status", StepStatus),
     Index("uq_step_executions_task_id", "task_id", unique=True, postgresql_where=text("task_id IS NOT NULL")),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
     Index(None, "run_id", "parent_step_id", "position"),
+    Index("ix_step_executions_ready", "run_id", "parent_step_id", postgresql_where=text("ready_at IS NOT NULL")),
     # Rows change a few times each; room on the page keeps those changes off the indexes (HOT).
     postgresql_with={"fillfactor": "80"},
+)
+
+# Attempts that failed and were followed by another. The last attempt of a step stands in step_executions.
+step_attempts: Final = Table(
+    "step_attempts",
+    metadata,
+    Column("run_id", Uuid, primary_key=True),
+    Column("step_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("task_id", Uuid),
+    Column("worker_id", Text),
+    Column("error", JSON, nullable=False),
+    _time("queued_at"),
+    _time("started_at"),
+    _time("finished_at", nullable=False),
+    _time("retry_at", nullable=False),  # when the next attempt was to start
+    ForeignKeyConstraint(
+        ["run_id", "step_id"], ["step_executions.run_id", "step_executions.step_id"], ondelete="CASCADE"
+    ),
 )
 
 # Messages to send. A row is here from the transaction that causes the message until the broker confirmed it.

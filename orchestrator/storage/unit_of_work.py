@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from orchestrator.engine.decision import EndedAttempt
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
@@ -56,10 +57,10 @@ class UnitOfWork:
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
         """Bring what is wanted (except tasks and plans) into the states.
 
-        Outcomes and failures may have been decided in this very transaction, so those wants flush it first. Everything
-        else is about rows that it has not touched.
+        Outcomes, failures and who is ready may have been decided in this very transaction, so those wants flush it
+        first. Everything else is about rows that it has not touched.
         """
-        if any(some.outcomes or some.failures for some in wanted.values()):
+        if any(some.outcomes or some.failures or some.ready for some in wanted.values()):
             await self.flush()
         await self._written()
         await self._session.load(states, wanted)
@@ -88,6 +89,10 @@ class UnitOfWork:
             self._changes.new_steps[key] = step
         else:
             self._changes.changed_steps[key] = step
+
+    def add_ended_attempt(self, ended: EndedAttempt) -> None:
+        """Keep an attempt that is followed by another."""
+        self._changes.ended_attempts.append(ended)
 
     def join(self, run_id: UUID, block_id: str) -> None:
         """Store the outputs of the block's completed branches, in definition order, as the block's output."""

@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
+from orchestrator.engine.decision import EndedAttempt
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.storage.changes import Changes, OutboxRow
@@ -39,6 +40,12 @@ _STEP_TYPES: Final = {
     "created_at": "timestamptz", "queued_at": "timestamptz", "started_at": "timestamptz", "heartbeat_at": "timestamptz",
     "finished_at": "timestamptz", "due_at": "timestamptz",
 }  # fmt: skip
+# Of these a new row has the defaults.
+_RETRY_TYPES: Final = {"ready_at": "timestamptz", "postponed": "integer", "branches_ready": "integer"}
+_ENDED_TYPES: Final = {
+    "run_id": "uuid", "step_id": "text", "attempt": "integer", "task_id": "uuid", "worker_id": "text", "error": "json",
+    "queued_at": "timestamptz", "started_at": "timestamptz", "finished_at": "timestamptz", "retry_at": "timestamptz",
+}  # fmt: skip
 _RUN_TYPES: Final = {
     "id": "uuid", "workflow_id": "text", "workflow_version": "text", "definition_id": "text", "status": "text",
     "input": "json", "labels": "jsonb", "request_digest": "text", "reply_to": "text", "correlation_id": "text",
@@ -48,7 +55,7 @@ _RUN_CHANGES: Final = {
     "id": "uuid", "status": "text", "output": "json", "error": "json", "reply_to": "text", "correlation_id": "text",
     "finished_at": "timestamptz",
 }  # fmt: skip
-_STEP_CHANGES: Final = {
+_STEP_CHANGES: Final = _RETRY_TYPES | {
     name: _STEP_TYPES[name]
     for name in (
         "run_id", "step_id", "status", "attempt", "task_id", "worker_id", "output", "error", "branches_open",
@@ -117,6 +124,7 @@ class _Kind(Enum):
     NEW_STEPS = auto()
     CHANGED_RUNS = auto()
     CHANGED_STEPS = auto()
+    ENDED_ATTEMPTS = auto()
     GATES = auto()
     OUTBOX = auto()
 
@@ -127,6 +135,7 @@ _WRITE: Final[Mapping[_Kind, Callable[[int], str]]] = {
     _Kind.NEW_STEPS: partial(_insert, "step_executions", _STEP_TYPES),
     _Kind.CHANGED_RUNS: partial(_update, "runs", _RUN_CHANGES, ("id",)),
     _Kind.CHANGED_STEPS: partial(_update, "step_executions", _STEP_CHANGES, ("run_id", "step_id")),
+    _Kind.ENDED_ATTEMPTS: partial(_insert, "step_attempts", _ENDED_TYPES),
     _Kind.GATES: _insert_gates,
     _Kind.OUTBOX: _insert_outbox,
 }
@@ -143,8 +152,9 @@ _JOIN_BLOCKS: Final = """
     WHERE block.run_id = k.run_id AND block.step_id = k.block_id
 """
 _CANCEL_OPEN_STEPS: Final = """
-    UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL,
-        branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0  -- null where it is no block
+    UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL,
+        branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0,  -- null where it is no block
+        branches_ready = branches_ready * 0
     WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
     RETURNING step_id, parent_step_id, branch_name, attempt
 """
@@ -175,6 +185,8 @@ def _before_joins(changes: Changes) -> dict[_Kind, Arguments]:
         written[_Kind.NEW_STEPS] = _columns(_STEP_TYPES, changes.new_steps.values())
     if changes.changed_steps:
         written[_Kind.CHANGED_STEPS] = _columns(_STEP_CHANGES, changes.changed_steps.values())
+    if changes.ended_attempts:
+        written[_Kind.ENDED_ATTEMPTS] = _transposed(map(_ended_attempt, changes.ended_attempts))
     if changes.gates:
         written[_Kind.GATES] = _transposed(map(astuple, changes.gates))
     return written
@@ -249,6 +261,22 @@ def _run_updates(runs: Iterable[Run]) -> Arguments:
     return _transposed(rows)
 
 
+def _ended_attempt(ended: EndedAttempt) -> tuple[Any, ...]:
+    step = ended.step
+    return (
+        step.run_id,
+        step.step_id,
+        step.attempt,
+        step.task_id,
+        step.worker_id,
+        dump_json(ended.error),
+        step.queued_at,
+        step.started_at,
+        step.finished_at,
+        ended.retry_at,
+    )
+
+
 def _transposed(rows: Iterable[tuple[Any, ...]]) -> Arguments:
     return [list(column) for column in zip(*rows, strict=True)]
 
@@ -287,6 +315,7 @@ _READ: Final[Mapping[str, Callable[[StepExecution], Any]]] = {
     "branches_failed": _counter("failed"),
     "branches_dispatched": _counter("dispatched"),
     "branches_passed": _counter("passed"),
+    "branches_ready": _counter("ready"),
     "input": _input,
     "output": _output,
     "error": _error,

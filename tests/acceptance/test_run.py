@@ -20,6 +20,7 @@ INPUTS = {
     "parallel_workflow_example": ["--input", "@examples/parallel_workflow_input.json"],
     "failure_handling": ["--input", "@examples/failure_handling_input.json"],
     "many_branches": [],
+    "retries": [],
 }
 
 
@@ -43,7 +44,7 @@ def test_each_example_gives_its_output_shows_its_progress_and_is_kept(example: A
     done = example.forkjoin("run", f"examples/{name}.json", *INPUTS[name], FORKJOIN_AGENTS="examples.agents:agents")
 
     assert done.returncode == 0, done.stderr
-    assert "result" in json.loads(done.stdout)
+    assert "result" in done.stdout
     first, *progress = done.stderr.splitlines()
     run_id = first.removeprefix("run ")
     assert all(re.match(r"\d\d:\d\d:\d\d\.\d{3}  [A-Z]+ +\S", line) for line in progress)
@@ -51,6 +52,24 @@ def test_each_example_gives_its_output_shows_its_progress_and_is_kept(example: A
 
     shown = example.forkjoin("runs", "show", run_id).stdout
     assert all(step in shown for step in ["COMPLETED", *unbranched(name)])
+
+
+def test_the_attempts_of_a_step_are_shown_with_their_errors(example: Alone) -> None:
+    done = example.forkjoin("run", "examples/retries.json", FORKJOIN_AGENTS="examples.agents:agents")
+    run_id = done.stderr.splitlines()[0].removeprefix("run ")
+
+    shown = example.forkjoin("runs", "show", run_id).stdout
+    described = json.loads(example.forkjoin("runs", "show", run_id, "--json").stdout)
+
+    assert (
+        shown.count("429 Too Many Requests [agent_error]") == shown.count("503 Service Unavailable [agent_error]") == 2
+    )
+    steps = {step["step_id"]: step for step in described["steps"]}
+    assert [(one["attempt"], one["error"]["code"]) for one in steps["first"]["earlier_attempts"]] == [
+        (1, "agent_error"),
+        (2, "agent_error"),
+    ]
+    assert (steps["first"]["attempt"], steps["first"]["status"]) == (3, "COMPLETED")
 
 
 def unbranched(name: str) -> set[str]:

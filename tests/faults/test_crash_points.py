@@ -52,7 +52,7 @@ KINDS: dict[CrashPoint, tuple[str, ...]] = {
     "worker.acked": ("",),
 }
 # These take more to be passed; each has a test of its own below.
-RARE = {"timers.overdue_found", "reconciler.missing_found", "reconciler.sent_again"}
+RARE = {"timers.due_found", "reconciler.missing_found", "reconciler.sent_again"}
 LATER_PASSAGES = (2, 5)
 
 
@@ -144,7 +144,7 @@ def test_the_death_of_a_worker_at_this_point_does_no_harm(sweep: Sweep, case: Ca
 
 def test_the_death_of_a_replica_that_has_found_an_overdue_attempt_does_no_harm(sweep: Sweep) -> None:
     [worker] = sweep.workers(1)
-    [armed] = sweep.replicas(1, fault="timers.overdue_found", number=1)
+    [armed] = sweep.replicas(1, fault="timers.due_found", number=1)
     late = {"name": "late", "start_step": "late", "steps": {"late": nap(0, 2.0, timeout_seconds=30)}}
     run_id = sweep.submit(late, Expected(status="FAILED", steps={"late": "FAILED"}, executed=["late"]))
     wait_until(lambda: is_running(sweep, run_id), PATIENCE_SECONDS, lambda: "the attempt was not reported")

@@ -51,9 +51,19 @@ class Case:
 
     steps: Mapping[str, Mapping[str, Any]]
     behaviours: Mapping[str, Behaviour]
+    failing_first: Mapping[str, int] = field(default_factory=dict)  # so many attempts fail before that
 
     def behaviour(self, step_id: str) -> Behaviour:
         return self.behaviours.get(step_id, Behaviour.COMPLETES)
+
+    def behaviour_of(self, step_id: str, attempt: int) -> Behaviour:
+        """Return what the agent does with an attempt, counted from 1."""
+        return Behaviour.FAILS if attempt <= self.failing_first.get(step_id, 0) else self.behaviour(step_id)
+
+    def last_behaviour(self, step_id: str) -> Behaviour:
+        """Return what the agent does with the last attempt that the step's `retry` allows and needs."""
+        retry = self.steps[step_id].get("retry")
+        return self.behaviour_of(step_id, retry["max_attempts"] if retry is not None else 1)
 
     @property
     def workflow(self) -> Workflow:
@@ -111,7 +121,7 @@ def _agent_outcome(case: Case, step: AgentStep, scope: Scope) -> StepOutcome:
         value = compile_template(step.input_mapping).resolve(scope)
     except ReferenceBroken:
         return StepOutcome(StepStatus.FAILED, None, {"code": codes.REFERENCE_BROKEN})
-    behaviour = case.behaviour(step.id)
+    behaviour = case.last_behaviour(step.id)
     if behaviour is Behaviour.COMPLETES:
         return StepOutcome(StepStatus.COMPLETED, said(step.id, value), None)
     return StepOutcome(StepStatus.FAILED, None, {"code": ERROR_CODES[behaviour]})
@@ -175,7 +185,19 @@ def make_case(choices: Choices) -> Case:
     for name, behaviour in behaviours.items():
         _complete(choices, steps, name, behaviour)
     special = {name: behaviour for name, behaviour in behaviours.items() if behaviour is not Behaviour.COMPLETES}
-    return Case(steps, special)
+    failing = {name: _retried(choices, steps[name]) for name in behaviours}
+    return Case(steps, special, {name: failing[name] for name in failing if behaviours[name] in _ANSWERING})
+
+
+def _retried(choices: Choices, step: dict[str, Any]) -> int:
+    """Let some steps be tried again, and return how many of their attempts fail before the others."""
+    attempts = choices.pick([1, 1, 1, 2, 3])
+    if attempts > 1:
+        step["retry"] = {"max_attempts": attempts, "initial_interval_seconds": choices.pick([0, 3])}
+    return int(choices.pick([0, 0, 1, attempts - 1, attempts]))
+
+
+_ANSWERING = frozenset({Behaviour.COMPLETES, Behaviour.FAILS})
 
 
 _BEHAVIOURS = [Behaviour.COMPLETES] * 9 + [Behaviour.FAILS, Behaviour.HANGS, Behaviour.IS_MISSING]

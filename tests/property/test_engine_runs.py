@@ -46,19 +46,28 @@ def no_more_branches_are_dispatched_than_may_be_and_no_slot_stays_empty(world: W
             counters = block.branches
             assert counters is not None
             assert counters.dispatched == dispatched
+            paused = sum(branch.status is StepStatus.PENDING and branch.due_at is not None for branch in branches)
+            assert counters.ready == sum(branch.ready_at is not None for branch in branches)
             gate_works = counters.passed > 0 or any(branch.step_id in world.arrived for branch in branches)
-            assert not gate_works or dispatched == min(limit, counters.open)
+            assert not gate_works or dispatched == min(limit, counters.open - paused)
 
 
 def every_result_is_accepted_once(world: World) -> None:
     for step_id, status in ((step_id, world.rows.steps[step_id].status) for step_id in world.tasks):
         ended = status in {StepStatus.COMPLETED, StepStatus.FAILED}
-        assert world.accepted[step_id] == ended
+        assert world.accepted[step_id] == world.retried[step_id] + ended
+
+
+def no_step_is_tried_more_often_than_it_may_be(world: World) -> None:
+    for step in world.rows.steps.values():
+        retry = world.case.steps[step.step_id].get("retry", {"max_attempts": 1})
+        assert step.attempt <= retry["max_attempts"]
 
 
 def nothing_that_has_ended_can_be_overdue(world: World) -> None:
     """Or the sweep for overdue attempts would find it again and again."""
-    assert not [step.step_id for step in world.rows.steps.values() if step.status.is_final and step.due_at is not None]
+    ended = [step for step in world.rows.steps.values() if step.status.is_final]
+    assert not [step.step_id for step in ended if (step.due_at, step.ready_at) != (None, None)]
 
 
 def a_ticket_is_held_until_its_branch_has_ended(world: World) -> None:
@@ -93,6 +102,7 @@ CHECKS: Sequence[Callable[[World], None]] = (
     blocks_count_their_branches,
     no_more_branches_are_dispatched_than_may_be_and_no_slot_stays_empty,
     every_result_is_accepted_once,
+    no_step_is_tried_more_often_than_it_may_be,
     nothing_that_has_ended_can_be_overdue,
     a_ticket_is_held_until_its_branch_has_ended,
     whoever_asked_is_told_once_and_the_same,

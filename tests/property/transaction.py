@@ -12,10 +12,11 @@ from json import loads
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES, fork
-from orchestrator.engine.decide import Moment, apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, Send, Verdict
+from orchestrator.engine.decide import apply, decide, first_wanted
+from orchestrator.engine.decision import Decision, EndedAttempt, Send, Verdict
 from orchestrator.engine.events import step_changes
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import BlockPlan, Plan
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
 from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, Wanted
@@ -51,6 +52,7 @@ class Effects:
     sent: list[Send] = field(default_factory=list)
     answers: list[tuple[Input, Decision]] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    retried: list[str] = field(default_factory=list)
     told: list[tuple[str, StepStatus]] = field(default_factory=list)
     asked_before_the_end: list[ReplyAddress] = field(default_factory=list)
     asked_after_the_end: list[ReplyAddress] = field(default_factory=list)
@@ -100,7 +102,9 @@ class Transaction:
     def _record(self, decision: Decision) -> None:
         self._run = decision.run or self._run
         for step in decision.steps:
-            self._record_step(self._state.steps.get(step.step_id), step)
+            self._record_step(self._state.steps.get(step.step_id), step, decision.ended)
+        if decision.ended is not None:
+            self.effects.retried.append(decision.ended.step.step_id)
         self.effects.sent += decision.sends
         if decision.join is not None:
             self._joins.append(decision.join)
@@ -111,11 +115,13 @@ class Transaction:
             self._cancel_open_steps()
         apply(self._state, decision, self._moment)
 
-    def _record_step(self, before: StepExecution | None, after: StepExecution) -> None:
+    def _record_step(
+        self, before: StepExecution | None, after: StepExecution, ended: EndedAttempt | None = None
+    ) -> None:
         is_new = after.step_id not in self.rows.steps and after.step_id not in self._changed
         assert is_new == (before is None), f"{after.step_id} is written without having been read"
         self._changed[after.step_id] = after
-        self.effects.told += [(after.step_id, event.status) for event in step_changes(before, after)]
+        self.effects.told += [(after.step_id, event.status) for event in step_changes(before, after, ended)]
 
     def _fork(self, plan: BlockPlan) -> BlockForked:
         failed = 0
@@ -143,7 +149,7 @@ class Transaction:
     def _cancel_open_steps(self) -> None:
         for step in self.rows.steps.values():
             if not step.status.is_final:
-                cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None)
+                cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None, ready_at=None)
                 self.rows.steps[step.step_id] = cancelled
                 self.effects.told.append((step.step_id, StepStatus.CANCELLED))
 
@@ -151,7 +157,7 @@ class Transaction:
 
     def _load(self, wanted: Wanted) -> None:
         state = self._state
-        if wanted.outcomes or wanted.failures:
+        if wanted.outcomes or wanted.failures or wanted.ready:
             self._flush()
         self._load_tasks(wanted)
         for step_id in wanted.steps:
@@ -163,6 +169,9 @@ class Transaction:
             state.failures[block_id] = tuple(self._failures(block_id))
         for block_id, first, asked in wanted.waiting:
             state.put_line(block_id, self._line(block_id, first, asked))
+        for block_id, asked in wanted.ready:
+            ready = [step for step in self.rows.branches(block_id) if step.ready_at is not None]
+            state.put_ready(block_id, asked, sorted(ready, key=lambda step: step.ready_at or step.created_at)[:asked])
         if wanted.plan:
             state.plan = self._plan
         if wanted.run_values:

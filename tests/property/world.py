@@ -12,18 +12,19 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator.engine import codes
-from orchestrator.engine.decide import Moment
 from orchestrator.engine.decision import Decision, Send, SendResult, SendTask, SendTicket, Verdict
 from orchestrator.engine.inputs import (
     AttemptOverdue,
     BranchArrived,
     ExternalInput,
     Input,
+    RetryDue,
     RunRequested,
     SlotsFree,
     TaskReported,
     TaskUndeliverable,
 )
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import compile_plan
 from orchestrator.engine.records import ReplyAddress
 from schemas.messages import AgentError, AgentResult
@@ -47,6 +48,7 @@ class World:
         self.arrived: set[str] = set()  # tickets that reached the holder of the gate
         self.held: set[str] = set()  # those that it has not acked
         self.accepted: Counter[str] = Counter()  # ends of attempts that had an effect, by step
+        self.retried: Counter[str] = Counter()  # attempts that were followed by another, by step
         self.told: defaultdict[str, list[StepStatus]] = defaultdict(list)
         self.results: list[SendResult] = []
         self.to_be_told: list[ReplyAddress] = []  # where a result must go, in that order
@@ -68,7 +70,9 @@ class World:
     def deliver(self, inputs: Sequence[ExternalInput]) -> None:
         """Decide *inputs* in one transaction, and commit it."""
         self.now += timedelta(seconds=1)
-        transaction = Transaction(self.rows, self._plan, Moment(self.now, lambda: UUID(int=next(self._ids))))
+        transaction = Transaction(
+            self.rows, self._plan, Moment(self.now, lambda: UUID(int=next(self._ids)), lambda: 0.5)
+        )
         transaction.decide_all(inputs)
         before, self.rows = self.rows, transaction.rows
         self._check_final(before)
@@ -77,7 +81,7 @@ class World:
 
     def finish(self) -> None:
         """Let what is due happen, one after the other, until the run is over."""
-        for _ in range(5 * len(self.case.steps)):
+        for _ in range(15 * len(self.case.steps)):
             if self.is_over:
                 return
             self.now += timedelta(seconds=60)
@@ -87,6 +91,9 @@ class World:
     def _due(self) -> Iterator[ExternalInput]:
         for step_id in self.open_tasks():
             yield self.end(step_id)
+        for step in self.rows.steps.values():
+            if step.status is StepStatus.PENDING and step.due_at is not None:
+                yield RetryDue(RUN, step.step_id)
         for block in self.rows.steps.values():
             # Every ticket was lost. Once one has arrived, branches that end hand their slots on.
             if block.branches is not None and block.branches.is_gated and block.branches.passed == 0:
@@ -103,6 +110,7 @@ class World:
     def _take(self, effects: Effects) -> None:
         for send in effects.sent:
             self._send(send)
+        self.retried.update(effects.retried)
         for step_id, status in effects.told:
             self.told[step_id].append(status)
         for event, decision in effects.answers:
@@ -120,7 +128,8 @@ class World:
         match send:
             case SendTask(step):
                 assert step.task_id is not None
-                assert step.step_id not in self.tasks, f"{step.step_id} is sent to its agent twice"
+                sent = step.attempt - 1 if step.step_id in self.tasks else 0
+                assert sent == self.retried[step.step_id], f"attempt {step.attempt} of {step.step_id} is sent twice"
                 self.tasks[step.step_id] = step.task_id
             case SendTicket(step):
                 assert step.step_id not in self.tickets, f"{step.step_id} is sent to its gate twice"
@@ -161,13 +170,19 @@ class World:
 
     def open_tasks(self) -> list[str]:
         """Return the steps whose tasks were sent and have not ended."""
-        return [step_id for step_id in self.tasks if not self.rows.steps[step_id].status.is_final]
+        return [
+            step_id for step_id in self.tasks if self.rows.steps[step_id].task_id is not None and self._open(step_id)
+        ]
+
+    def _open(self, step_id: str) -> bool:
+        return not self.rows.steps[step_id].status.is_final
 
     def possible(self) -> Mapping[str, ExternalInput]:
         """Return by a short name what may happen now, whether it makes sense or not."""
         happenings: dict[str, ExternalInput] = {}
         for step_id, task_id in self.tasks.items():
             happenings |= self._of_task(step_id, task_id)
+            happenings[f"{step_id} again"] = RetryDue(RUN, step_id)
         for step_id in self.tickets:
             block_id = self.rows.steps[step_id].parent_step_id
             assert block_id is not None
@@ -181,7 +196,7 @@ class World:
     def end(self, step_id: str) -> ExternalInput:
         """Return what ends the attempt of a step as its agent behaves, or comes a step nearer to it."""
         task_id, row = self.tasks[step_id], self.rows.steps[step_id]
-        match self.case.behaviour(step_id):
+        match self.case.behaviour_of(step_id, row.attempt):
             case Behaviour.IS_MISSING:
                 return TaskUndeliverable(RUN, step_id, task_id, codes.UNKNOWN_AGENT)
             case Behaviour.HANGS if row.status is StepStatus.QUEUED:
@@ -197,15 +212,15 @@ class World:
             f"result of {step_id} with a wrong task id": self._report(ReportStatus.COMPLETED, NOBODYS_TASK),
             f"{step_id} overdue": AttemptOverdue(RUN, step_id, task_id),
         }
-        if row.status.is_final:
+        if row.status.is_final or row.task_id is None:
             happenings |= {f"{step_id} {status} too late": self._report(status, task_id) for status in ReportStatus}
         else:
-            happenings[f"{step_id} {self.case.behaviour(step_id)}"] = self.end(step_id)
+            happenings[f"{step_id} {self.case.behaviour_of(step_id, row.attempt)}"] = self.end(step_id)
         if row.status is not StepStatus.QUEUED:
             happenings[f"{step_id} undeliverable too late"] = TaskUndeliverable(
                 RUN, step_id, task_id, codes.UNKNOWN_AGENT
             )
-        if self.case.behaviour(step_id) is not Behaviour.IS_MISSING:
+        if self.case.behaviour_of(step_id, row.attempt) is not Behaviour.IS_MISSING:
             for worker in ("w1", "w2"):
                 happenings[f"{step_id} started by {worker}"] = self._report(ReportStatus.STARTED, task_id, worker)
             happenings[f"{step_id} alive"] = self._report(ReportStatus.HEARTBEAT, task_id)

@@ -2,7 +2,7 @@
 
 - complete (O1): every run ends; checked by the world, which waits for it
 - one effect (O2): statuses, outputs and errors are those of the fault-free run; the client is told
-- bounded repeats (O3): an agent works on a task once, and once more at most for each fault
+- bounded repeats (O3): an agent works on an attempt once, and once more at most for each fault
 - limit (O4): never more than max_parallelism branches of a block hold slots
 - quiet (O5): afterwards the queues, the outbox and the gates are empty, and there are no dead letters
 - final (O7): what has ended never changes
@@ -38,6 +38,7 @@ class Execution:
 
     run_id: UUID
     step_id: str
+    attempt: int
     process: str
     at: float
 
@@ -116,10 +117,10 @@ def check_told(run: Run, results: Iterable[RunResult]) -> None:
 
 def check_repeats(executions: Iterable[Execution], faults: int) -> None:
     """Make sure that work was repeated for faults only."""
-    times: defaultdict[StepKey, list[Execution]] = defaultdict(list)
+    times: defaultdict[tuple[UUID, str, int], list[Execution]] = defaultdict(list)
     for execution in executions:
-        times[execution.run_id, execution.step_id].append(execution)
-    for (_, step_id), some in times.items():
+        times[execution.run_id, execution.step_id, execution.attempt].append(execution)
+    for (_, step_id, _), some in times.items():
         require(
             len(some) <= 1 + faults, "O3 repeats", step_id, "ran", len(some), "times after", faults, "faults:", some
         )

@@ -138,9 +138,11 @@ class World:
 
         @agents.agent("x")
         async def x(input: Any, context: AgentContext) -> Any:
-            self.executions.append(Execution(context.run_id, context.step_id, member.name, self.chaos.now))
+            self.executions.append(
+                Execution(context.run_id, context.step_id, context.attempt, member.name, self.chaos.now)
+            )
             member.note(f"works on {context.step_id}")
-            behaviour = cases[context.run_id].behaviour(context.step_id)
+            behaviour = cases[context.run_id].behaviour_of(context.step_id, context.attempt)
             await asyncio.sleep(1e9 if behaviour is Behaviour.HANGS else self._dice.pick([0.0, 0.01, 0.3, 2.0]))
             if behaviour is Behaviour.FAILS:
                 raise ValueError("as it should")

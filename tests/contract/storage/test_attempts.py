@@ -4,15 +4,35 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
-from orchestrator.engine.inputs import AttemptOverdue, TaskMissing
+from orchestrator.engine.decision import EndedAttempt
+from orchestrator.engine.inputs import AttemptOverdue, RetryDue, TaskMissing
 from orchestrator.engine.records import StepExecution
+from orchestrator.engine.state import Wanted
+from orchestrator.storage.changes import Changes
+from orchestrator.storage.due import Due
 from orchestrator.storage.port import Storage
 from orchestrator.storage.silent import PATIENCE_WITH_WORKERS, Silence
+from schemas.messages import ErrorInfo
 from schemas.statuses import RunStatus, StepStatus
 from tests.contract.storage.backends import Backend
-from tests.contract.storage.rows import add_run, block, changes, message, run, step, write
+from tests.contract.storage.rows import (
+    BLOCK,
+    NOTHING,
+    TIME,
+    add_run,
+    block,
+    branch,
+    changes,
+    message,
+    queued,
+    run,
+    seen,
+    step,
+    write,
+)
 
 RUN = UUID(int=1)
 PATIENCE = 100.0
@@ -39,15 +59,52 @@ async def test_attempts_are_overdue_when_their_time_is_up_the_longest_first(back
     await add_run(storage, *steps, run_id=RUN)
     tasks = {one.step_id: one.task_id for one in steps}
     expected = [AttemptOverdue(RUN, name, task) for name in ("long", "some", "just") if (task := tasks[name])]
-    assert await storage.overdue_attempts(10) == expected
-    assert await storage.overdue_attempts(2) == expected[:2]
+    assert await storage.due_steps(10) == expected
+    assert await storage.due_steps(2) == expected[:2]
+
+
+async def test_a_step_without_a_task_is_due_for_its_next_attempt(backend: Backend, storage: Storage) -> None:
+    past = backend.now() - timedelta(seconds=3)
+    waiting = step(RUN, "one", attempt=1, due_at=past)
+    await add_run(storage, waiting, step(RUN, "two", due_at=backend.now() + timedelta(seconds=60)), run_id=RUN)
+    assert await storage.due_steps(10) == [RetryDue(RUN, "one")]
+    assert Due.ATTEMPTS in await storage.what_is_due("r")
+
+
+async def test_an_attempt_that_is_followed_by_another_is_kept_once(storage: Storage) -> None:
+    tried = queued(RUN, 0)
+    await add_run(storage, block(RUN), tried, run_id=RUN)
+    ended = EndedAttempt(tried._replace(finished_at=TIME), ErrorInfo(code="agent_error", message="no luck"), TIME)
+    await write(storage, RUN, Changes(ended_attempts=[ended]))
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await write(storage, RUN, Changes(ended_attempts=[ended]))
+
+
+async def test_a_cancelled_run_leaves_nothing_ready(backend: Backend, storage: Storage) -> None:
+    past = backend.now() - timedelta(seconds=3)
+    counted = block(RUN)
+    assert counted.branches is not None
+    await add_run(storage, counted, branch(RUN, 0), branch(RUN, 1, due_at=past), run_id=RUN)
+    ready = branch(RUN, 0, attempt=1)._replace(ready_at=TIME)
+    counted = counted._replace(branches=counted.branches._replace(ready=1))
+    await write(storage, RUN, changes(changed=[ready, counted]))
+    async with storage.session() as session:
+        await session.first_look({RUN: NOTHING})
+        await session.cancel_open_steps(RUN, TIME)
+    state = await seen(storage, RUN, Wanted(steps=frozenset({BLOCK, ready.step_id}), ready=frozenset({(BLOCK, 9)})))
+    assert state.ready == {BLOCK: (9, ())}
+    cancelled = state.steps[BLOCK]
+    assert cancelled is not None
+    assert cancelled.branches is not None
+    assert cancelled.branches.ready == 0
+    assert await storage.due_steps(10) == []
 
 
 async def test_an_attempt_that_has_ended_is_not_overdue(backend: Backend, storage: Storage) -> None:
     late = attempt(backend, "one", age=9, due_at=backend.now() - timedelta(seconds=3))
     await add_run(storage, late, run_id=RUN)
     await write(storage, RUN, changes(changed=[step(RUN, "one", StepStatus.FAILED)]))
-    assert await storage.overdue_attempts(10) == []
+    assert await storage.due_steps(10) == []
 
 
 async def test_silent_and_fresh_attempts_are_counted_by_agent(backend: Backend, storage: Storage) -> None:

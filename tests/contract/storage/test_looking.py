@@ -1,6 +1,7 @@
 """What a session shows to decisions: attempts and their blocks, who is next in line, failures, holders of gates."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +16,20 @@ from schemas.messages import ErrorInfo
 from schemas.statuses import StepStatus
 from schemas.stored_json import StoredJson
 from tests.contract.storage.backends import Backend
-from tests.contract.storage.rows import BLOCK, NOTHING, add_run, block, branch, changes, look, queued, seen, step, write
+from tests.contract.storage.rows import (
+    BLOCK,
+    NOTHING,
+    TIME,
+    add_run,
+    block,
+    branch,
+    changes,
+    look,
+    queued,
+    seen,
+    step,
+    write,
+)
 
 RUN, OTHER_RUN = UUID(int=1), UUID(int=2)
 
@@ -119,6 +133,22 @@ async def test_a_line_is_known_even_where_nobody_stands_in_it(storage: Storage) 
     keys = frozenset({(BLOCK, 1, 2)})
     assert (await seen(storage, RUN, Wanted(waiting=keys))).waiting == {BLOCK: Line(1, 2, tuple(waiting[1:3]))}
     assert (await seen(storage, RUN, Wanted(waiting=frozenset({(BLOCK, 4, 2)})))).waiting == {BLOCK: Line(4, 2, ())}
+
+
+async def test_those_who_are_ready_again_come_in_the_order_in_which_they_were(storage: Storage) -> None:
+    moments = {0: 30, 1: None, 2: 10, 3: 20}
+    rows = {
+        position: branch(RUN, position, input=[position], attempt=1)._replace(
+            ready_at=TIME + timedelta(seconds=after) if after is not None else None
+        )
+        for position, after in moments.items()
+    }
+    await add_run(storage, block(RUN), *(row._replace(ready_at=None) for row in rows.values()), run_id=RUN)
+    await write(storage, RUN, changes(changed=rows.values()))
+    state = await seen(storage, RUN, Wanted(ready=frozenset({(BLOCK, 2)})))
+    assert state.ready == {BLOCK: (2, (rows[2], rows[3]))}
+    assert state.ready_again(BLOCK, 3) is None
+    assert (await seen(storage, RUN, Wanted(ready=frozenset({("other", 2)})))).ready == {"other": (2, ())}
 
 
 async def test_steps_come_with_their_inputs_and_their_blocks(storage: Storage) -> None:

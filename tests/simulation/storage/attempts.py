@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from uuid import UUID
 
-from orchestrator.engine.inputs import AttemptOverdue, TaskMissing
+from orchestrator.engine.inputs import AttemptOverdue, RetryDue, TaskMissing
 from orchestrator.engine.records import StepExecution
 from orchestrator.storage.silent import PATIENCE_WITH_WORKERS, Silence, SilentAttempt
 from schemas.statuses import StepStatus
@@ -30,13 +30,12 @@ async def branches_over(transaction: Transaction, run_id: UUID, step_ids: Sequen
     return frozenset(row.record.step_id for row in rows if row is not None and row.record.status.is_final)
 
 
-async def overdue_attempts(transaction: Transaction, limit: int) -> Sequence[AttemptOverdue]:
-    """Return attempts that are overdue, the longest first."""
+async def due_steps(transaction: Transaction, limit: int) -> Sequence[AttemptOverdue | RetryDue]:
+    """Return attempts that are overdue, and steps whose next attempt starts, the longest first."""
     tables = transaction.tables
-    overdue = sorted((due_at, key) for key, due_at in tables.due.items() if due_at <= transaction.now)
-    # A row that is due has a task: it gets its due time from the start of an attempt.
-    tasks = ((key, tables.steps[key].record.task_id) for _, key in overdue[:limit])
-    return [AttemptOverdue(*key, task_id) for key, task_id in tasks if task_id is not None]
+    due = sorted((due_at, key) for key, due_at in tables.due.items() if due_at <= transaction.now)
+    tasks = ((key, tables.steps[key].record.task_id) for _, key in due[:limit])
+    return [AttemptOverdue(*key, task_id) if task_id is not None else RetryDue(*key) for key, task_id in tasks]
 
 
 async def count_silent(transaction: Transaction, seconds: float) -> Sequence[Silence]:

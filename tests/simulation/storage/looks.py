@@ -58,6 +58,8 @@ class Looks:
             for block_id, first, asked in some.waiting:
                 waiting = self._transaction.waiting(run_id, block_id, first, asked)
                 state.put_line(block_id, Line(first, asked, tuple(waiting)))
+            for block_id, asked in some.ready:
+                state.put_ready(block_id, asked, self._transaction.ready(run_id, block_id, asked))
             if some.run_values:
                 self._load_values(state, run_id)
 

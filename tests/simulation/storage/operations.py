@@ -28,7 +28,7 @@ class Operation(StrEnum):
     RELEASE_LEASES = "release leases"
     DELETE_GATE = "delete gate"
     BRANCHES_OVER = "branches over"
-    OVERDUE_ATTEMPTS = "overdue attempts"
+    DUE_STEPS = "due steps"
     COUNT_SILENT = "count silent"
     OLDEST_SILENT = "oldest silent"
     STORE_DEFINITION = "store definition"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from orchestrator.engine.inputs import RunRequested
@@ -47,9 +47,20 @@ class StepRow:
         """Return what a cancelled run makes of it."""
         branches = self.record.branches
         if branches is not None:
-            branches = branches._replace(open=0, dispatched=0)
-        changes: dict[str, Any] = {"status": StepStatus.CANCELLED, "finished_at": now, "due_at": None}
-        return replace(self, record=self.record._replace(branches=branches, **changes))
+            branches = branches._replace(open=0, dispatched=0, ready=0)
+        ended = {"status": StepStatus.CANCELLED, "finished_at": now, "due_at": None, "ready_at": None}
+        return replace(self, record=self.record._replace(branches=branches, **ended))
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRow:
+    """A row of step_attempts."""
+
+    task_id: UUID | None
+    worker_id: str | None
+    error: str
+    finished_at: datetime | None
+    retry_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +151,8 @@ def updated_step(row: StepRow, step: StepExecution) -> StepRow:
         heartbeat_at=step.heartbeat_at,
         finished_at=step.finished_at,
         due_at=step.due_at,
+        ready_at=step.ready_at,
+        postponed=step.postponed,
     )
     return StepRow(record, row.input, _output(step) or row.output, _error(step) or row.error)
 
@@ -163,4 +176,4 @@ def _counted(before: Branches | None, after: Branches | None) -> Branches | None
     if before is None:
         return None
     assert after is not None, "a block's counters would be null"
-    return before._replace(open=after.open, failed=after.failed, dispatched=after.dispatched, passed=after.passed)
+    return after._replace(total=before.total, max_parallelism=before.max_parallelism)

@@ -12,6 +12,7 @@ from orchestrator.engine.records import Run, StepExecution
 from orchestrator.storage.changes import OutboxRow
 from schemas.statuses import RunStatus
 from tests.simulation.storage.rows import (
+    EndedRow,
     HeldGate,
     QueuedMessage,
     RunRow,
@@ -34,13 +35,14 @@ class Rows:
 
     runs: dict[UUID, RunRow] = field(default_factory=dict)
     steps: dict[StepKey, StepRow] = field(default_factory=dict)
+    ended: dict[tuple[UUID, str, int], EndedRow] = field(default_factory=dict)  # by step and attempt
     outbox: dict[UUID, QueuedMessage | None] = field(default_factory=dict)
     gates: dict[StepKey, HeldGate | None] = field(default_factory=dict)
     letters: dict[str, StoredLetter | None] = field(default_factory=dict)  # by their key, which is unique too
     definitions: dict[str, StoredDefinition] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return any((self.runs, self.steps, self.outbox, self.gates, self.letters, self.definitions))
+        return any((self.runs, self.steps, self.ended, self.outbox, self.gates, self.letters, self.definitions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Tables:
     def __init__(self) -> None:
         self.runs: dict[UUID, RunRow] = {}
         self.steps: dict[StepKey, StepRow] = {}
+        self.ended: dict[tuple[UUID, str, int], EndedRow] = {}
         self.outbox: dict[UUID, QueuedMessage] = {}
         self.gates: dict[StepKey, HeldGate] = {}
         self.letters: dict[str, StoredLetter] = {}
@@ -82,6 +85,7 @@ class Tables:
         for key, step in changes.steps.items():
             self._index(key, self.steps.get(key), step)
         self.steps |= changes.steps
+        self.ended |= changes.ended
         self.runs |= changes.runs
         self.definitions |= changes.definitions
         _merge(self.outbox, changes.outbox)

@@ -133,6 +133,15 @@ class Transaction:
                 found.append(row.step(with_input=True))
         return found
 
+    def ready(self, run_id: UUID, block_id: str, count: int) -> Sequence[StepExecution]:
+        """Return those with their inputs whose next attempt waits for a slot of a block, the longest first."""
+        waiting = [
+            (row.record.ready_at, row.record.position, row)
+            for row in self.branches(run_id, block_id)
+            if row.record.ready_at is not None
+        ]
+        return [row.step(with_input=True) for *_, row in sorted(waiting, key=lambda found: found[:2])[:count]]
+
     def steps(self, run_id: UUID) -> Iterator[StepRow]:
         """Yield all step executions of a run."""
         for place in self._family((run_id, None)):

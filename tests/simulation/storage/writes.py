@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
+from orchestrator.engine.decision import EndedAttempt
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.storage.changes import Changes, GateRow, OutboxRow
@@ -14,6 +15,7 @@ from orchestrator.storage.writes import GATE_LEASE_SECONDS, CancelledStep
 from schemas.codec import dump_json
 from schemas.statuses import StepStatus
 from tests.simulation.storage.rows import (
+    EndedRow,
     HeldGate,
     QueuedMessage,
     inserted_run,
@@ -34,6 +36,8 @@ async def write(transaction: Transaction, changes: Changes) -> None:
         _update_run(transaction, run)
     for step in changes.changed_steps.values():
         _update_step(transaction, step)
+    for ended in changes.ended_attempts:
+        _insert_ended(transaction, ended)
     for run_id, block_id in changes.joins:
         _join(transaction, run_id, block_id)
     for gate in changes.gates:
@@ -88,6 +92,15 @@ def _update_step(transaction: Transaction, step: StepExecution) -> None:
     row = transaction.step((step.run_id, step.step_id))
     if row is not None:
         transaction.put_step(updated_step(row, step))
+
+
+def _insert_ended(transaction: Transaction, ended: EndedAttempt) -> None:
+    step = ended.step
+    key = (step.run_id, step.step_id, step.attempt)
+    if key in transaction.changes.ended or key in transaction.tables.ended:
+        raise violated("step_attempts_pkey", key)
+    row = EndedRow(step.task_id, step.worker_id, dump_json(ended.error), step.finished_at, ended.retry_at)
+    transaction.changes.ended[key] = row
 
 
 def _join(transaction: Transaction, run_id: UUID, block_id: str) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 from pydantic import TypeAdapter
 
-from agent_worker import AgentContext, AgentFailed
+from agent_worker import AgentContext, AgentFailed, RetryLater
 from examples.agents import agents
 from examples.make_many_branches import as_text, many_branches
 from schemas.references import Scope, StepOutcome, compile_template
@@ -22,7 +22,7 @@ from schemas.validation import parse_workflow, validate_workflow
 from schemas.workflow import AgentStep, ParallelStep
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-WORKFLOWS = ["parallel_workflow_example", "failure_handling", "many_branches"]
+WORKFLOWS = ["parallel_workflow_example", "failure_handling", "many_branches", "retries"]
 
 
 def load(name: str) -> Any:
@@ -59,17 +59,19 @@ class Rehearsal:
         outputs = {branch: outcome.output for branch, outcome in branches.items()}
         return StepOutcome(StepStatus.FAILED if failed else StepStatus.COMPLETED, outputs, None)
 
-    def _attempt(self, step: AgentStep) -> StepOutcome:
+    def _attempt(self, step: AgentStep, attempt: int = 1) -> StepOutcome:
         agent = agents.get(step.agent_name)
         assert agent is not None, f"there is no agent {step.agent_name}"
         task = compile_template(step.input_mapping).resolve(Scope(self._input, self.steps))
         first, *others = inspect.signature(agent.function).parameters.values()
-        context = [AgentContext(step.agent_name, UUID(int=1), step.id) for _ in others]
+        context = [AgentContext(step.agent_name, UUID(int=1), step.id, attempt=attempt) for _ in others]
         try:
             output = agent.function(TypeAdapter(first.annotation).validate_python(task), *context)
             output = asyncio.run(output) if inspect.iscoroutine(output) else output
         except AgentFailed as failure:
             return StepOutcome(StepStatus.FAILED, None, {"code": "agent_error", "message": str(failure)})
+        except (RetryLater, ConnectionError):
+            return self._attempt(step, attempt + 1)
         return StepOutcome(StepStatus.COMPLETED, json.loads(json.dumps(output)), None)
 
 
@@ -136,6 +138,12 @@ def test_documents_that_are_all_there_lead_to_the_full_report() -> None:
     rehearsal = Rehearsal(load("failure_handling"), {"documents": ["documents/queues.txt"] * 3})
     assert rehearsal.output()["result"]["complete"] is True
     assert "partial-report" not in rehearsal.steps
+
+
+def test_the_lookups_succeed_in_the_third_attempt() -> None:
+    output = Rehearsal(load("retries"), None).output()
+    assert {name: branch["result"]["attempt"] for name, branch in output.items()} == {"first": 3, "second": 3}
+    assert output["first"]["result"]["count"] > 0
 
 
 def test_two_hundred_branches_count_the_primes_below_a_million() -> None:

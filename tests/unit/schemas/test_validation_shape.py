@@ -215,7 +215,7 @@ def test_an_unknown_field_like_no_other_is_refused_with_what_there_is(workflow: 
 
     assert str(problem) == (
         'steps.step-b.colour: a step has no field "colour"; it may also have "id", "description", "on_failure", '
-        '"input_mapping" [unknown_field]'
+        '"retry", "retry_strategy", "input_mapping" [unknown_field]'
     )
 
 

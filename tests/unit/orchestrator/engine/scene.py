@@ -7,9 +7,10 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-from orchestrator.engine.decide import Moment, decide
+from orchestrator.engine.decide import decide
 from orchestrator.engine.decision import Decision
 from orchestrator.engine.inputs import Input, RunRequested
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import AgentPlan, BlockPlan, Plan, compile_plan
 from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
 from orchestrator.engine.state import RunState, RunValues, Wanted
@@ -104,7 +105,13 @@ def block_row(status: StepStatus = StepStatus.RUNNING, **counters: Any) -> StepE
 
 
 def known(*rows: StepExecution, run: Run | None = None, plan: Plan | None = None) -> RunState:
-    """Return the state of a run in which these rows, the plan and an empty input are known."""
+    """Return the state of a run in which these rows, a plan and an empty input are known.
+
+    The plan is, where none is given, one of the step and of the block of three, neither of which is tried again.
+    """
+    plan = plan or plan_of(
+        step=agent(next_step="block"), block=parallel("a", "b", "c"), a=agent(), b=agent(), c=agent()
+    )
     state = RunState(run or run_row(), plan=plan, run_values=RunValues({}, None, None))
     for row in rows:
         state.put_step(row)
@@ -133,7 +140,7 @@ def requested(**fields: Any) -> RunRequested:
 
 
 def answer(state: RunState, event: Input, now: datetime = NOW) -> Decision | Wanted:
-    return decide(state, event, Moment(now, counted_ids()))
+    return decide(state, event, Moment(now, counted_ids(), lambda: 0.0))
 
 
 def decided(state: RunState, event: Input, now: datetime = NOW) -> Decision:
@@ -154,4 +161,5 @@ def snapshot(state: RunState) -> RunState:
         outcomes=dict(state.outcomes),
         failures=dict(state.failures),
         waiting=dict(state.waiting),
+        ready=dict(state.ready),
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.engine import codes
-from orchestrator.engine.decide import Moment, apply, first_wanted
+from orchestrator.engine.decide import apply, first_wanted
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -15,6 +15,7 @@ from orchestrator.engine.inputs import (
     TaskReported,
     TaskUndeliverable,
 )
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState, RunValues, Wanted
 from schemas.scope import StepOutcome
@@ -34,7 +35,7 @@ from tests.unit.orchestrator.engine.scene import (
     step_row,
 )
 
-MOMENT = Moment(NOW, counted_ids())
+MOMENT = Moment(NOW, counted_ids(), lambda: 0.0)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from orchestrator.engine import codes
-from orchestrator.engine.decide import Moment, apply, decide
+from orchestrator.engine.decide import apply, decide
 from orchestrator.engine.decision import Decision, Send, SendTask, Verdict
 from orchestrator.engine.inputs import BranchArrived, SlotsFree
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import Line, RunState, Wanted
 from schemas.statuses import StepStatus
@@ -108,7 +109,7 @@ def test_an_empty_line_is_looked_at_once() -> None:
     state = gate("", max_parallelism=2, dispatched=1, passed=1, open=1, failed=2)
     decision = decided(state, FREE)
     assert decision.sends == ()
-    apply(state, decision, Moment(NOW, counted_ids()))
+    apply(state, decision, Moment(NOW, counted_ids(), lambda: 0.0))
     assert decided(state, FREE) == Decision(Verdict.STALE, codes.NO_FREE_SLOT)
 
 
@@ -117,10 +118,10 @@ def test_asking_again_and_again_never_fills_more_slots_than_there_are(asked: int
     state = gate("abc", max_parallelism=2)
     sent: list[Send] = []
     for _ in range(asked):
-        decision = decide(state, FREE, Moment(NOW, counted_ids()))
+        decision = decide(state, FREE, Moment(NOW, counted_ids(), lambda: 0.0))
         assert isinstance(decision, Decision)
         sent += decision.sends
-        apply(state, decision, Moment(NOW, counted_ids()))
+        apply(state, decision, Moment(NOW, counted_ids(), lambda: 0.0))
     assert len(sent) == 2
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from orchestrator.engine import codes
-from orchestrator.engine.decide import Moment, apply
+from orchestrator.engine.decide import apply
 from orchestrator.engine.decision import Decision, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, StepEnded, StepReached
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.records import ReplyAddress, StepExecution
 from orchestrator.engine.state import FailedBranch, RunState, RunValues, Wanted
@@ -82,7 +83,7 @@ def test_a_request_for_a_run_that_has_ended_is_answered_with_its_result(status: 
 def test_a_request_that_comes_again_in_the_transaction_that_ends_the_run_gets_the_whole_result() -> None:
     """What is stored is older than what was decided just now."""
     state = RunState(run_row(), run_values=RunValues({}, None, None))
-    apply(state, decided(state, CancelRequested(RUN, "enough")), Moment(NOW, counted_ids()))
+    apply(state, decided(state, CancelRequested(RUN, "enough")), Moment(NOW, counted_ids(), lambda: 0.0))
     (send,) = decided(state, requested(reply=REPLY)).sends
     assert isinstance(send, SendResult)
     assert (send.result.status, send.result.error) == (
@@ -95,7 +96,7 @@ def test_the_same_holds_where_its_values_were_not_loaded() -> None:
     state = RunState(run_row(), plan=ALONE)
     state.put_step(step_row(status=StepStatus.COMPLETED))
     state.outcomes["step"] = StepOutcome(StepStatus.COMPLETED, {"n": 1}, None)
-    apply(state, decided(state, StepEnded(RUN, "step")), Moment(NOW, counted_ids()))
+    apply(state, decided(state, StepEnded(RUN, "step")), Moment(NOW, counted_ids(), lambda: 0.0))
     (send,) = decided(state, requested(reply=REPLY)).sends
     assert isinstance(send, SendResult)
     assert send.result.output == {"n": 1}
@@ -136,7 +137,7 @@ def test_after_cancelling_every_open_row_is_known_as_cancelled_and_final_ones_as
     done = branch_row("c", StepStatus.COMPLETED)
     rows = [block_row(), branch_row("a", due_at=NOW), branch_row("b", StepStatus.PENDING), done]
     state = known(*rows)
-    apply(state, decided(state, CANCEL), Moment(after(4), counted_ids()))
+    apply(state, decided(state, CANCEL), Moment(after(4), counted_ids(), lambda: 0.0))
     for row in rows[:3]:
         cancelled = state.steps[row.step_id]
         assert cancelled is not None
@@ -190,6 +191,7 @@ def test_a_reached_block_is_forked_when_all_that_its_branches_refer_to_is_known(
 
 def test_an_ended_step_wants_to_see_the_plan() -> None:
     state = known(step_row(status=StepStatus.COMPLETED))
+    state.plan = None
     assert answer(state, StepEnded(RUN, "step")) == Wanted(plan=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import TIMEOUT_GRACE
-from orchestrator.engine.decide import Moment, apply
+from orchestrator.engine.decide import apply
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -18,6 +18,7 @@ from orchestrator.engine.inputs import (
     TaskReported,
     TaskUndeliverable,
 )
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from schemas.messages import AgentError
@@ -169,7 +170,7 @@ def test_the_same_result_a_hundred_times_has_one_effect_and_ninety_nine_duplicat
     for _ in range(100):
         decision = decided(state, reported(end))
         answers.append((decision.verdict, decision.code, bool(decision.steps), bool(decision.then)))
-        apply(state, decision, Moment(NOW, counted_ids()))
+        apply(state, decision, Moment(NOW, counted_ids(), lambda: 0.0))
     assert answers[0] == (Verdict.APPLIED, "", True, True)
     assert answers[1:] == [(Verdict.DUPLICATE, codes.DUPLICATE_RESULT, False, False)] * 99
 
@@ -195,7 +196,7 @@ def test_a_result_after_the_end_has_no_effect_but_frees_the_ticket_again(status:
 )
 def test_a_failure_that_the_worker_tells_after_it_was_given_up_is_late_and_no_duplicate(said: AgentError) -> None:
     state = known(running_row(due_at=NOW))
-    apply(state, decided(state, overdue()), Moment(NOW, counted_ids()))
+    apply(state, decided(state, overdue()), Moment(NOW, counted_ids(), lambda: 0.0))
     decision = decided(state, reported(FAILED, error=said))
     assert (decision.verdict, decision.code, decision.steps) == (Verdict.STALE, codes.LATE_REPORT, ())
 

@@ -16,22 +16,22 @@ from schemas.statuses import RunStatus, StepStatus
 from tests.unit.orchestrator.engine.scene import run_row, step_row
 
 STEPS = """
-            dispatch  start    complete   fail    cancel
-PENDING     QUEUED    -        -          FAILED  CANCELLED
-QUEUED      -         RUNNING  COMPLETED  FAILED  CANCELLED
-RUNNING     -         RUNNING  COMPLETED  FAILED  CANCELLED
-COMPLETED   -         -        -          -       -
-FAILED      -         -        -          -       -
-CANCELLED   -         -        -          -       -
-SKIPPED     -         -        -          -       -
+            dispatch  start    complete   fail    retry    cancel
+PENDING     QUEUED    -        -          FAILED  -        CANCELLED
+QUEUED      -         RUNNING  COMPLETED  FAILED  PENDING  CANCELLED
+RUNNING     -         RUNNING  COMPLETED  FAILED  PENDING  CANCELLED
+COMPLETED   -         -        -          -       -        -
+FAILED      -         -        -          -       -        -
+CANCELLED   -         -        -          -       -        -
+SKIPPED     -         -        -          -       -        -
 """
 RUNS = """
-            dispatch  start    complete   fail    cancel
-PENDING     -         RUNNING  -          -       CANCELLED
-RUNNING     -         -        COMPLETED  FAILED  CANCELLED
-COMPLETED   -         -        -          -       -
-FAILED      -         -        -          -       -
-CANCELLED   -         -        -          -       -
+            dispatch  start    complete   fail    retry    cancel
+PENDING     -         RUNNING  -          -       -        CANCELLED
+RUNNING     -         -        COMPLETED  FAILED  -        CANCELLED
+COMPLETED   -         -        -          -       -        -
+FAILED      -         -        -          -       -        -
+CANCELLED   -         -        -          -       -        -
 """
 
 

@@ -1,0 +1,111 @@
+"""Whether a failed attempt is followed by another, and when.
+
+A step that waits for its next attempt is PENDING, with the time of that attempt as its due time, and without a task id:
+whatever is still heard of the attempt that failed is about nothing. It holds no slot of its block meanwhile. When its
+time has come and all slots are taken, it is *ready*: the next slots that are free go to those, before the line.
+
+The attempt that failed is kept in the history of the step (`EndedAttempt`); the step's own row shows the last one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from orchestrator.engine import codes
+from orchestrator.engine.attempt import dispatched
+from orchestrator.engine.decision import Decision, EndedAttempt, SendTask, Verdict
+from orchestrator.engine.inputs import RetryDue, SlotsFree
+from orchestrator.engine.moment import Moment
+from orchestrator.engine.plan import RetryPolicy
+from orchestrator.engine.records import StepExecution
+from orchestrator.engine.state import RunState, Wanted
+from orchestrator.engine.transitions import Trigger
+from schemas.messages import ErrorInfo
+from schemas.statuses import StepStatus
+
+# Another attempt cannot help, unless somebody says that it can.
+_HOPELESS: Final = frozenset({codes.INVALID_INPUT, codes.PAYLOAD_TOO_LARGE, codes.UNKNOWN_AGENT})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed, and what whoever reported it says of another one."""
+
+    error: ErrorInfo
+    retryable: bool | None = None
+    after: timedelta | None = None  # asked for by the agent: does not count as an attempt
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What `non_retryable` and `retry_on_errors` may call it: its code, or its type with or without its module."""
+        kind = (self.error.details or {}).get("type")
+        return frozenset({self.error.code, *((kind, kind.rpartition(".")[2]) if isinstance(kind, str) else ())})
+
+
+def pause_after(
+    policy: RetryPolicy | None, failure: Failure, attempts: int, draw: Callable[[], float]
+) -> timedelta | None:
+    """Return how long to wait before the next attempt; None where there is none.
+
+    Args:
+        policy: Of the step; None: it is tried once.
+        failure: Of the attempt that ended now.
+        attempts: How many have counted so far, this one included.
+        draw: Gives a random number in [0, 1).
+    """
+    if failure.after is not None:
+        return failure.after
+    if policy is None or attempts >= policy.max_attempts or not _may_help(policy, failure):
+        return None
+    return policy.pause(attempts, jitter=draw())
+
+
+def _may_help(policy: RetryPolicy, failure: Failure) -> bool:
+    if failure.retryable is False or failure.names & policy.never_after:
+        return False
+    if policy.only_after:
+        return bool(failure.names & policy.only_after)
+    return failure.retryable is True or failure.error.code not in _HOPELESS
+
+
+class NextTry(NamedTuple):
+    """A step that waits for its next attempt, and its history's new entry."""
+
+    step: StepExecution
+    ended: EndedAttempt
+
+
+def next_try(step: StepExecution, failure: Failure, due_at: datetime) -> NextTry:
+    """Return the row of a step whose attempt has failed, and whose next one starts at *due_at*."""
+    ended = EndedAttempt(step, failure.error, due_at)
+    waiting = step.advanced(
+        Trigger.RETRY,
+        postponed=step.postponed + (failure.after is not None),
+        task_id=None,
+        worker_id=None,
+        queued_at=None,
+        started_at=None,
+        heartbeat_at=None,
+        finished_at=None,
+        due_at=due_at,
+    )
+    return NextTry(waiting, ended)
+
+
+def retry_due(state: RunState, event: RetryDue, moment: Moment) -> Decision | Wanted:
+    """Start the next attempt, or let the step be ready where its block has no slot for it."""
+    missing = state.missing(Wanted(steps=frozenset({event.step_id})))
+    if missing:
+        return missing
+    step = state.steps[event.step_id]
+    if step is None or step.status is not StepStatus.PENDING or step.due_at is None or step.due_at > moment.now:
+        return Decision(Verdict.STALE, codes.NOT_WAITING)
+    block = state.steps[step.parent_step_id] if step.parent_step_id is not None else None
+    if block is not None and block.branches is not None and block.branches.is_gated:
+        # Handed on like any other slot: what is ready comes before the line.
+        ready = step._replace(due_at=None, ready_at=moment.now)
+        counted = block._replace(branches=block.branches._replace(ready=block.branches.ready + 1))
+        return Decision(Verdict.APPLIED, steps=(ready, counted), afterwards=SlotsFree(event.run_id, block.step_id))
+    queued = dispatched(step, moment.now, moment.new_id)
+    return Decision(Verdict.APPLIED, steps=(queued,), sends=(SendTask(queued),))
