@@ -1,23 +1,28 @@
-"""Commands about documents: validate a workflow, print a schema, register a workflow."""
+"""Commands about documents: validate a workflow, print a schema, register, list and show workflows."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from orchestrator.cli.databases import named_database
-from orchestrator.cli.terminal import WRONG_USE, print_json, read_document, told
+from orchestrator.cli.terminal import WRONG_USE, harmless, print_json, read_document, stderr, told
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
 from schemas.channels import async_api
 from schemas.export import SCHEMAS
 from schemas.validation import parse_workflow, validate_workflow
 
+if TYPE_CHECKING:
+    from orchestrator.storage.definitions import RegisteredWorkflow
+
 _DOCUMENTS: Final = {**SCHEMAS, "AsyncAPI": async_api}
 
 workflows = typer.Typer(
-    help="Register workflows, so that a RunRequest may name one by its workflow_id.", no_args_is_help=True
+    help="Register workflows, so that a RunRequest may name one by its workflow_id, and look at them.",
+    no_args_is_help=True,
 )
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A workflow document (JSON).")]
@@ -79,20 +84,53 @@ def register(file: File) -> None:
 def list_registered(as_json: Json = False) -> None:
     """List the registered workflows, the newest of each first."""
     with told():
-        from orchestrator.storage.definitions import RegisteredWorkflow, list_workflows
+        from orchestrator.cli.tables import workflows_table
+        from orchestrator.storage.definitions import list_workflows
 
-        async def load() -> list[RegisteredWorkflow]:
+        async def load() -> "Sequence[RegisteredWorkflow]":
             async with named_database(Settings.load()) as database:
-                return list(await list_workflows(database))
+                return await list_workflows(database)
 
         found = asyncio.run(load())
         if as_json:
-            print_json(
-                [
-                    {"workflow_id": w.workflow_id, "version": w.version, "registered_at": w.registered_at.isoformat()}
-                    for w in found
-                ]
-            )
+            print_json([_described(workflow) for workflow in found])
+        else:
+            workflows_table(found)
+
+
+@workflows.command("show")
+def show_registered(
+    workflow_id: Annotated[str, typer.Argument(metavar="ID", help="The workflow's id, as `list` shows it.")],
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="V", help="Of this version. Default: the newest.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Write version and time to stdout too, around the document.")
+    ] = False,
+) -> None:
+    """Print the document of a registered workflow, the newest under its id: that which a run of it takes now.
+
+    The document goes to stdout as JSON, its version and the time of its registration to stderr.
+    """
+    with told():
+        from orchestrator.storage.definitions import get_workflow
+
+        async def load() -> "tuple[RegisteredWorkflow, dict[str, Any]]":
+            async with named_database(Settings.load()) as database:
+                return await get_workflow(database, workflow_id, version)
+
+        found, document = asyncio.run(load())
+        if as_json:
+            print_json({**_described(found), "document": document})
             return
-        for workflow in found:
-            typer.echo(f"{workflow.workflow_id}\t{workflow.version}\t{workflow.registered_at:%Y-%m-%d %H:%M:%S}")
+        name = harmless(f"{found.workflow_id} version {found.version}")
+        stderr.print(f"{name}, registered {found.registered_at:%Y-%m-%d %H:%M:%S} UTC", style="dim", soft_wrap=True)
+        print_json(document)
+
+
+def _described(workflow: "RegisteredWorkflow") -> dict[str, str]:
+    return {
+        "workflow_id": workflow.workflow_id,
+        "version": workflow.version,
+        "registered_at": workflow.registered_at.isoformat(),
+    }

@@ -5,21 +5,18 @@ Everything in a dead letter was written by somebody else, so what a terminal wou
 
 import base64
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.cli.terminal import harmless
 from orchestrator.storage.dead_letters import DeadLetter, DeadLetterSummary
 from schemas.display import cut
 
 LONGEST_REASON: Final = 200  # characters of a message within a table
-
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 _console: Final = Console(highlight=False)
 if not _console.is_terminal:
@@ -39,9 +36,9 @@ def letters_table(letters: Sequence[DeadLetterSummary], more: int) -> None:
         table.add_row(
             str(letter.id),
             f"{letter.received_at:%Y-%m-%d %H:%M:%S}",
-            _plain(letter.queue or "unknown"),
-            _plain(letter.type or ""),
-            f"{_plain(_one_line(letter.message))} \\[{_plain(letter.code)}]",
+            harmless(letter.queue or "unknown"),
+            harmless(letter.type or ""),
+            f"{harmless(_one_line(letter.message))} \\[{harmless(letter.code)}]",
         )
     _console.print(table)
     if more:
@@ -52,11 +49,11 @@ def print_letter(letter: DeadLetter) -> None:
     """Print all that is known of a dead letter."""
     for name, value in _properties(letter).items():
         if value is not None:
-            _console.print(f"[bold]{name}[/bold]  {_plain(str(value))}", soft_wrap=True)
-    _console.print("[bold]headers[/bold]  " + _plain(json.dumps(letter.headers, ensure_ascii=False)), soft_wrap=True)
+            _console.print(f"[bold]{name}[/bold]  {harmless(str(value))}", soft_wrap=True)
+    _console.print("[bold]headers[/bold]  " + harmless(json.dumps(letter.headers, ensure_ascii=False)), soft_wrap=True)
     encoding, body = _body(letter.body)
     _console.print(f"[bold]body[/bold]  {letter.summary.size:,} bytes, {encoding}", soft_wrap=True)
-    _console.print(_plain(body), soft_wrap=True)
+    _console.print(harmless(body), soft_wrap=True)
 
 
 def described(letter: DeadLetter) -> dict[str, Any]:
@@ -76,10 +73,6 @@ def _body(body: bytes) -> tuple[str, str]:
         return "utf-8", body.decode()
     except UnicodeDecodeError:
         return "base64", base64.b64encode(body).decode()
-
-
-def _plain(text: str) -> str:
-    return escape(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
 
 
 def _one_line(text: str) -> str:

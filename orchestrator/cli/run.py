@@ -4,14 +4,14 @@ import asyncio
 import signal
 from pathlib import Path
 from typing import Annotated
-from uuid import uuid4
 
 import typer
 
 from messaging.telemetry import LogLevel, configure_logging
 from orchestrator.cli.following import follow
 from orchestrator.cli.outcome import tell
-from orchestrator.cli.terminal import quiet, read_document, read_input, stderr, told
+from orchestrator.cli.requests import make_request
+from orchestrator.cli.terminal import quiet, read_document, stderr, told
 from orchestrator.client import Client
 from orchestrator.settings import Settings
 from schemas.messages import RunRequest, RunResult
@@ -23,6 +23,9 @@ def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A workflow document (JSON).")],
     input_text: Annotated[
         str | None, typer.Option("--input", metavar="JSON|@FILE", help="The run's input. Default: null.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Kept with the run; may be repeated.")
     ] = None,
     agents: Annotated[
         str | None,
@@ -47,7 +50,7 @@ def run(
         configure_logging(quiet(settings, LogLevel.ERROR), settings.log_format)
         document = read_document(file)
         workflow = parse_workflow(document)
-        request = RunRequest(run_id=uuid4(), workflow=document, input=read_input(input_text))
+        request = make_request(input_text, label, workflow=document)
         result = _run_embedded(settings, workflow, request, file, concurrency)
     tell(result, as_json=as_json)
 

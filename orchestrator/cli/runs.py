@@ -14,6 +14,7 @@ from messaging.telemetry import configure_logging
 from orchestrator.cli.databases import any_database, named_database
 from orchestrator.cli.following import show_until_end
 from orchestrator.cli.progress import progress
+from orchestrator.cli.requests import read_labels
 from orchestrator.cli.terminal import FAILED, print_json, quiet, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
@@ -40,6 +41,11 @@ Json = Annotated[bool, typer.Option("--json", metavar="", help="Write JSON to st
 @app.command("list")
 def list_runs(
     status: Annotated[RunStatus | None, typer.Option(case_sensitive=False, help="Only runs of this status.")] = None,
+    workflow: Annotated[str | None, typer.Option(metavar="ID", help="Only runs of this workflow.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label; repeated: with all of them."),
+    ] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="The newest so many.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +54,8 @@ def list_runs(
         from orchestrator.cli.tables import runs_table
         from orchestrator.storage import queries
 
-        found = _query(lambda database: queries.list_runs(database, status=status, limit=limit))
+        selection = queries.Selection(status, workflow, read_labels(label))
+        found = _query(lambda database: queries.list_runs(database, selection, limit=limit))
         if as_json:
             print_json([asdict(run) for run in found])
         else:

@@ -2,8 +2,8 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
-from uuid import UUID, uuid4
+from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
@@ -11,7 +11,8 @@ from messaging.rabbitmq import RabbitmqBroker
 from messaging.telemetry import configure_logging
 from orchestrator.cli.following import follow
 from orchestrator.cli.outcome import tell
-from orchestrator.cli.terminal import print_json, quiet, read_document, read_input, stderr, told
+from orchestrator.cli.requests import make_request
+from orchestrator.cli.terminal import print_json, quiet, read_document, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
@@ -20,7 +21,13 @@ from schemas.validation import parse_workflow
 
 
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A workflow document (JSON).")],
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A workflow document (JSON).")] = None,
+    workflow: Annotated[
+        str | None, typer.Option("--workflow", metavar="ID", help="Instead of FILE: a registered workflow.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="V", help="Of the registered workflow. Default: the newest.")
+    ] = None,
     input_text: Annotated[
         str | None, typer.Option("--input", metavar="JSON|@FILE", help="The run's input. Default: null.")
     ] = None,
@@ -41,15 +48,13 @@ def submit(
     """Submit a run to the orchestrators on FORKJOIN_AMQP_URL, and print its id.
 
     Any AMQP client can do the same; see the README. With --wait the exit code tells how the run ended.
+
+    Without --wait nobody hears of a --workflow that is not registered: such a request becomes a dead letter.
     """
     with told():
         settings = Settings.load()
         configure_logging(quiet(settings), settings.log_format)
-        document = read_document(file)
-        parse_workflow(document)
-        request = RunRequest(
-            run_id=run_id or uuid4(), workflow=document, input=read_input(input_text), labels=_labels(label or [])
-        )
+        request = make_request(input_text, label, run_id=run_id, **_workflow(file, workflow, version))
         result = asyncio.run(_submit(settings, request, wait=wait))
     if result is not None:
         tell(result, as_json=as_json)
@@ -72,11 +77,16 @@ async def _submit(settings: Settings, request: RunRequest, *, wait: bool) -> Run
         await broker.close()
 
 
-def _labels(pairs: list[str]) -> dict[str, str] | None:
-    labels = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not (key and separator):
-            raise WrongUse(f'--label {pair}: write KEY=VALUE, for example "team=search"')
-        labels[key] = value
-    return labels or None
+def _workflow(file: Path | None, workflow_id: str | None, version: str | None) -> dict[str, Any]:
+    """Return the fields of a request that say which workflow is meant. Raises WrongUse and WorkflowInvalid."""
+    if file is None and workflow_id is None:
+        raise WrongUse("give a FILE, or --workflow ID for one that `forkjoin workflows list` shows")
+    if file is not None and workflow_id is not None:
+        raise WrongUse(f"give either {file} or --workflow {workflow_id}: a run is of one workflow")
+    if file is None:
+        return {"workflow_id": workflow_id, "workflow_version": version}
+    if version is not None:
+        raise WrongUse("--version chooses among registered workflows, with --workflow; a FILE says its own version")
+    document = read_document(file)
+    parse_workflow(document)
+    return {"workflow": document}

@@ -11,8 +11,11 @@ from rich.table import Table
 from rich.tree import Tree
 
 from orchestrator.cli.progress import STYLES
+from orchestrator.cli.terminal import harmless
 from orchestrator.cli.waiting import WaitingFor, words
+from orchestrator.storage.definitions import RegisteredWorkflow
 from orchestrator.storage.queries import AttemptView, RunDetails, RunSummary, StepView
+from schemas.display import cut
 from schemas.messages import RunEvent, StepEvent
 from schemas.statuses import StepStatus
 
@@ -24,13 +27,14 @@ if not _console.is_terminal:
 
 
 def runs_table(runs: Sequence[RunSummary]) -> None:
-    """Print a line for each run."""
+    """Print a line for each run, with a column for labels where one of them has any."""
     if not runs:
         _console.print("no runs")
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("run", no_wrap=True, min_width=36)  # whole, so that it can be copied
-    for title in ("workflow", "status", "requested (UTC)", "duration"):
+    labelled = any(run.labels for run in runs)
+    for title in ("workflow", "status", "requested (UTC)", "duration", *(["labels"] if labelled else [])):
         table.add_column(title, overflow="fold")
     for run in runs:
         table.add_row(
@@ -39,7 +43,22 @@ def runs_table(runs: Sequence[RunSummary]) -> None:
             _styled(run.status.value),
             f"{run.created_at:%Y-%m-%d %H:%M:%S}",
             _duration(run.started_at, run.finished_at),
+            *([_labels(run.labels)] if labelled else []),
         )
+    _console.print(table)
+
+
+def workflows_table(workflows: Sequence[RegisteredWorkflow]) -> None:
+    """Print a line for each registered workflow."""
+    if not workflows:
+        _console.print("no workflows")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("workflow", "version", "registered (UTC)"):
+        table.add_column(title, overflow="fold")
+    for workflow in workflows:
+        registered = f"{workflow.registered_at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(harmless(workflow.workflow_id), harmless(workflow.version), registered)
     _console.print(table)
 
 
@@ -140,6 +159,10 @@ def _line(step: StepView, waiting: Mapping[str, WaitingFor]) -> str:
     if step.error is not None:
         parts.append(f"[red]{escape(step.error.message)}[/red] \\[{step.error.code}]")
     return "  ".join(parts)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ", ".join(harmless(cut(" ".join(f"{key}={value}".split()))) for key, value in labels.items())
 
 
 def _styled(status: str) -> str:

@@ -1,6 +1,7 @@
 """How commands talk: results on stdout, everything else on stderr, errors as exit codes."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from messaging.port import BrokerError
 from messaging.settings import SettingsInvalid
@@ -25,6 +27,8 @@ _ORCHESTRATOR_PACKAGES: Final = frozenset({"sqlalchemy", "asyncpg", "alembic"})
 # SQLSTATEs (PostgreSQL, appendix A). No class of a driver is named here: most commands work without one.
 _OUT_OF_REACH: Final = ("08", "53", "57P")  # connection exceptions; insufficient resources; shutdown
 _REFUSED: Final = ("28", "3D", "42501")  # wrong credentials; no such database; not permitted
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 stderr: Final = Console(stderr=True, highlight=False)
 
@@ -84,6 +88,11 @@ def read_input(text: str | None) -> Any:
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Write JSON for programs and people to stdout."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=_plain))
+
+
+def harmless(text: str) -> str:
+    """Return rich's markup for *text* as it is, but for what a terminal would obey: that is escaped."""
+    return escape(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
 
 
 def _database_trouble(error: BaseException) -> str | None:

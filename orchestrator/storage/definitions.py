@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from orchestrator.errors import UnknownWorkflow
-from orchestrator.storage.database import Connection, Database
+from orchestrator.storage.database import Connection, Database, Row
 from orchestrator.storage.rows import to_value
 from schemas.codec import dump_checked
+from schemas.display import quoted
+from schemas.suggestions import nearest
 from schemas.workflow import Workflow
+
+NEIGHBOURS: Final = 100  # among which a name that was misspelt is looked for
+NAMED: Final = 10  # of them in an error
 
 _STORE: Final = """
     INSERT INTO workflows (definition_id, workflow_id, version, document)
@@ -20,7 +26,7 @@ _STORE: Final = """
 """
 _REGISTER: Final = "UPDATE workflows SET registered_at = clock_timestamp() WHERE definition_id = $1"
 _FIND: Final = """
-    SELECT definition_id, version FROM workflows
+    SELECT definition_id, workflow_id, version, registered_at FROM workflows
     WHERE workflow_id = $1 AND registered_at IS NOT NULL
         AND ($2::text IS NULL OR version = $2)
     ORDER BY registered_at DESC LIMIT 1
@@ -29,6 +35,18 @@ _DOCUMENT: Final = "SELECT document::text FROM workflows WHERE definition_id = $
 _LIST: Final = """
     SELECT workflow_id, version, registered_at FROM workflows WHERE registered_at IS NOT NULL
     ORDER BY workflow_id, registered_at DESC
+"""
+# Whoever asks for what is not there is told what is; of that no more than costs little, whatever is registered.
+_VERSIONS: Final = """
+    SELECT version FROM workflows WHERE workflow_id = $1 AND registered_at IS NOT NULL
+    GROUP BY version ORDER BY max(registered_at) DESC LIMIT $2
+"""
+_IDS: Final = """
+    (SELECT DISTINCT workflow_id FROM workflows WHERE registered_at IS NOT NULL AND workflow_id >= $1
+    ORDER BY workflow_id LIMIT $2)
+    UNION ALL
+    (SELECT DISTINCT workflow_id FROM workflows WHERE registered_at IS NOT NULL AND workflow_id < $1
+    ORDER BY workflow_id DESC LIMIT $2)
 """
 
 
@@ -73,14 +91,21 @@ async def find_definition(database: Database, workflow_id: str, version: str | N
     """Return the id and version of the newest definition registered under *workflow_id* (and *version*).
 
     Raises:
-        UnknownWorkflow: There is none.
+        UnknownWorkflow: There is none; the message names those that there are.
     """
     async with database.connection() as connection:
-        row = await connection.fetchrow(_FIND, workflow_id, version)
-    if row is None:
-        which = f'"{workflow_id}"' + (f' version "{version}"' if version is not None else "")
-        raise UnknownWorkflow(f"no workflow {which} is registered: `forkjoin workflows register FILE` does that")
+        row = await _find(connection, workflow_id, version)
     return row["definition_id"], row["version"]
+
+
+async def get_workflow(
+    database: Database, workflow_id: str, version: str | None
+) -> tuple[RegisteredWorkflow, dict[str, Any]]:
+    """Return what `find_definition` finds, with its document as it was given; raises as that does."""
+    async with database.connection() as connection:
+        row = await _find(connection, workflow_id, version)
+        document = await load_definition(connection, row["definition_id"])
+    return RegisteredWorkflow(row["workflow_id"], row["version"], row["registered_at"]), document
 
 
 async def load_definition(connection: Connection, identity: str) -> dict[str, Any]:
@@ -93,6 +118,37 @@ async def list_workflows(database: Database) -> Sequence[RegisteredWorkflow]:
     """Return the registered workflows, the newest of each id first."""
     async with database.connection() as connection:
         return [RegisteredWorkflow(*row) for row in await connection.fetch(_LIST)]
+
+
+async def _find(connection: Connection, workflow_id: str, version: str | None) -> Row:
+    row = await connection.fetchrow(_FIND, workflow_id, version)
+    if row is None:
+        raise UnknownWorkflow(await _what_there_is(connection, workflow_id, version))
+    return row
+
+
+async def _what_there_is(connection: Connection, workflow_id: str, version: str | None) -> str:
+    """Say that there is no such workflow, and which versions or workflows there are."""
+    which = f'no workflow "{workflow_id}"' + (f' version "{version}"' if version is not None else "") + " is registered"
+    if version is not None:
+        versions = [row["version"] for row in await connection.fetch(_VERSIONS, workflow_id, NEIGHBOURS)]
+        if versions:
+            return f"{which}{_meant(version, versions)}; there are versions {_named(versions)}"
+    ids = sorted(row["workflow_id"] for row in await connection.fetch(_IDS, workflow_id, NEIGHBOURS))
+    if not ids:
+        return f"{which}: `forkjoin workflows register FILE` does that"
+    return f"{which}{_meant(workflow_id, ids)}; there are {_named(ids, around=bisect_left(ids, workflow_id))}"
+
+
+def _meant(name: str, names: Sequence[str]) -> str:
+    found = nearest(name, names)
+    return f" (did you mean {quoted(found)}?)" if found is not None else ""
+
+
+def _named(names: Sequence[str], *, around: int = 0) -> str:
+    first = max(min(around - NAMED // 2, len(names) - NAMED), 0)
+    named = ", ".join(map(quoted, names[first : first + NAMED]))
+    return named if len(names) <= NAMED else f"{named} and others: `forkjoin workflows list` shows them"
 
 
 def _digest(text: bytes) -> str:

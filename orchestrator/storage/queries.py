@@ -1,7 +1,8 @@
 """What people and programs ask about runs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -14,8 +15,11 @@ from schemas.statuses import RunStatus, StepStatus
 
 _RUNS: Final = """
     SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at
-    FROM runs WHERE $1::text IS NULL OR status = $1
-    ORDER BY created_at DESC, id LIMIT $2
+    FROM runs
+    WHERE ($1::text IS NULL OR status = $1)
+        AND ($2::text IS NULL OR workflow_id = $2)
+        AND ($3::jsonb IS NULL OR labels @> $3)
+    ORDER BY created_at DESC, id LIMIT $4
 """
 _RUN: Final = """
     SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at,
@@ -39,6 +43,15 @@ _ENDED: Final = """
     FROM step_attempts WHERE run_id = $1 ORDER BY step_id, attempt
 """
 _UNFINISHED: Final = "SELECT id FROM runs WHERE status IN ('PENDING', 'RUNNING')"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which runs are meant: all that match."""
+
+    status: RunStatus | None = None
+    workflow_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)  # a run matches that has all of these, and perhaps others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +120,12 @@ class RunDetails:
     steps: Sequence[StepView]
 
 
-async def list_runs(database: Database, *, status: RunStatus | None, limit: int) -> Sequence[RunSummary]:
-    """Return the newest runs, of one status or of all."""
+async def list_runs(database: Database, selection: Selection, *, limit: int) -> Sequence[RunSummary]:
+    """Return the newest of the runs that match."""
+    labels = json.dumps(dict(selection.labels)) if selection.labels else None
     async with database.connection() as connection:
-        return [_summary(row) for row in await connection.fetch(_RUNS, status, limit)]
+        rows = await connection.fetch(_RUNS, selection.status, selection.workflow_id, labels, limit)
+        return [_summary(row) for row in rows]
 
 
 async def get_run(database: Database, run_id: UUID) -> RunDetails:

@@ -30,6 +30,8 @@ def test_the_commands_and_queries_of_the_readme_work(cluster: Cluster, tmp_path:
     assert '"primes": 78498' in shown
     assert "# About fork and join" in shown, "the report that the pika script waited for"
     assert "registered parallel-example version 1.0" in shown
+    assert '"workflow_id": "parallel-example"' in shown, "the document that was registered"
+    assert "team=search" in shown
     for query in README.blocks("sql"):
         rows = asyncio.run(fetch(cluster.database_url, query))
         assert rows or query.startswith("DELETE"), f"no rows from:\n{query}"

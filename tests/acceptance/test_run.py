@@ -80,15 +80,16 @@ def unbranched(name: str) -> set[str]:
 
 
 def test_a_run_is_kept_for_people_and_for_programs(example: Alone) -> None:
-    done = example.forkjoin("run", example.write(block_of(echo(a=1), echo(a=2))), "--json")
+    done = example.forkjoin("run", example.write(block_of(echo(a=1), echo(a=2))), "--label", "team=blue", "--json")
     result = json.loads(done.stdout)
     run_id = result["run_id"]
 
-    listed = example.forkjoin("runs", "list").stdout
+    listed = example.forkjoin("runs", "list", "--label", "team=blue").stdout
     described = json.loads(example.forkjoin("runs", "show", run_id, "--json").stdout)
 
     assert (done.returncode, result["status"], result["error"]) == (0, "COMPLETED", None)
-    assert re.search(rf"^{run_id}  test +COMPLETED ", listed, re.MULTILINE), listed
+    assert re.search(rf"^{run_id}  test +COMPLETED .*  team=blue *$", listed, re.MULTILINE), listed
+    assert described["labels"] == {"team": "blue"}
     assert described["output"] == result["output"] == {"b0": {"a": 1}, "b1": {"a": 2}}
     assert {step["step_id"]: step["status"] for step in described["steps"]} == dict.fromkeys(
         ("block", "b0", "b1"), "COMPLETED"

@@ -1,6 +1,7 @@
 """`forkjoin submit` and `forkjoin runs` against an orchestrator and a worker."""
 
 import json
+import re
 from pathlib import Path
 from uuid import uuid4
 
@@ -117,5 +118,82 @@ def test_a_registered_workflow_is_listed_for_people_and_for_programs(standing: C
     assert standing.forkjoin("workflows", "register", document).stdout == "registered failure-handling version 1.0\n"
 
     assert "failure-handling" in standing.forkjoin("workflows", "list").stdout
-    [listed] = json.loads(standing.forkjoin("workflows", "list", "--json").stdout)
-    assert (listed["workflow_id"], listed["version"]) == ("failure-handling", "1.0")
+    listed = json.loads(standing.forkjoin("workflows", "list", "--json").stdout)
+    assert ("failure-handling", "1.0") in [(each["workflow_id"], each["version"]) for each in listed]
+
+
+def registered(cluster: Cluster, directory: Path, version: str, **more: object) -> dict[str, object]:
+    """Register a workflow called "greet", whose output is its version."""
+    document = {"version": version, **block_of(echo(v=version)), **more, "name": "greet"}
+    done = cluster.forkjoin("workflows", "register", written(directory, document))
+    assert done.returncode == 0, done.stderr
+    return document
+
+
+def test_the_document_of_a_registered_workflow_is_shown_as_it_was_given(standing: Cluster, tmp_path: Path) -> None:
+    older = registered(standing, tmp_path, "1.0", description="größer")
+    newer = registered(standing, tmp_path, "2.0")
+
+    newest = standing.forkjoin("workflows", "show", "greet")
+    named = standing.forkjoin("workflows", "show", "greet", "--version", "1.0")
+    described = json.loads(standing.forkjoin("workflows", "show", "greet", "--json").stdout)
+
+    assert newest.stdout == json.dumps(newer, indent=2) + "\n"
+    assert re.fullmatch(r"greet version 2\.0, registered \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\n", newest.stderr)
+    assert named.stdout == json.dumps(older, indent=2, ensure_ascii=False) + "\n"
+    assert described.pop("registered_at")
+    assert described == {"workflow_id": "greet", "version": "2.0", "document": newer}
+
+
+def test_a_workflow_that_is_not_registered_is_a_mistake_however_it_is_asked_for(
+    standing: Cluster, tmp_path: Path
+) -> None:
+    registered(standing, tmp_path, "1.0")
+    right = 'no workflow "gret" is registered (did you mean "greet"?); there are '
+
+    shown = standing.forkjoin("workflows", "show", "gret")
+    run = standing.forkjoin("submit", "--workflow", "gret", "--wait")
+    told = standing.forkjoin("submit", "--workflow", "greet", "--version", "7", "--wait", "--json")
+
+    assert (shown.returncode, shown.stdout) == (run.returncode, run.stdout) == (2, "")
+    assert shown.stderr.startswith(f"forkjoin: {right}")
+    assert f" REJECTED: {right}" in run.stderr
+    assert run.stderr.rstrip().endswith("[unknown_workflow]")
+    result = json.loads(told.stdout)
+    assert (told.returncode, result["status"], result["error"]["code"]) == (2, "REJECTED", "unknown_workflow")
+    assert 'no workflow "greet" version "7" is registered; there are versions ' in result["error"]["message"]
+
+
+def test_a_registered_workflow_runs_by_its_id_and_its_runs_are_found_by_labels(
+    standing: Cluster, tmp_path: Path
+) -> None:
+    registered(standing, tmp_path, "1.0")
+    registered(standing, tmp_path, "2.0")
+    submit = ("submit", "--workflow", "greet", "--input", "1", "--wait")
+    blue = str(uuid4())
+
+    newest = standing.forkjoin(*submit, "--run-id", blue, "--label", "team=blue", "--label", "env=a=b")
+    again = standing.forkjoin(*submit, "--run-id", blue, "--label", "env=a=b", "--label", "team=blue")
+    named = standing.forkjoin(*submit, "--version", "1.0", "--label", "team=blue", "--json")
+    red = standing.forkjoin("submit", "--workflow", "greet", "--label", "team=red").stdout.strip()
+
+    for done in (newest, again):
+        assert (done.returncode, json.loads(done.stdout)) == (0, {"b0": {"v": "2.0"}}), done.stderr
+    result = json.loads(named.stdout)
+    assert result["output"] == {"b0": {"v": "1.0"}}
+    wait_until(lambda: status(standing, red) == "COMPLETED", LONG_ENOUGH, lambda: "it does not end")
+    assert listed(standing, "--label", "team=blue") == [result["run_id"], blue]
+    assert listed(standing, "--label", "team=blue", "--label", "env=a=b", "--status", "completed") == [blue]
+    assert listed(standing, "--workflow", "greet") == [red, result["run_id"], blue]
+
+    shown = standing.forkjoin("runs", "list", "--label", "team=red").stdout
+    assert re.search(rf"^{red} .* team=red *$", shown, re.MULTILINE), shown
+    [described] = json.loads(standing.forkjoin("runs", "list", "--label", "team=red", "--json").stdout)
+    assert described["labels"] == {"team": "red"}
+
+
+def listed(cluster: Cluster, *options: str) -> list[str]:
+    """Return the ids of the runs that `runs list` shows, the newest first."""
+    done = cluster.forkjoin("runs", "list", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    return [run["run_id"] for run in json.loads(done.stdout)]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from orchestrator.cli import tables
 from orchestrator.cli.waiting import Slot
+from orchestrator.storage.definitions import RegisteredWorkflow
 from orchestrator.storage.queries import RunDetails, RunSummary, StepView
 from schemas.messages import ErrorInfo
 from schemas.statuses import RunStatus, StepStatus
@@ -24,13 +25,13 @@ def console(monkeypatch: pytest.MonkeyPatch) -> Console:
     return console
 
 
-def summary(status: RunStatus = RunStatus.COMPLETED) -> RunSummary:
+def summary(status: RunStatus = RunStatus.COMPLETED, **labels: str) -> RunSummary:
     return RunSummary(
         run_id=uuid4(),
         workflow_id="a workflow with quite a long name for a table",
         workflow_version="1.0",
         status=status,
-        labels={},
+        labels=labels,
         created_at=NOW,
         started_at=NOW,
         finished_at=NOW,
@@ -76,6 +77,39 @@ def test_ids_are_whole_however_narrow_the_terminal_is(console: Console) -> None:
 def test_without_runs_it_says_so(console: Console) -> None:
     tables.runs_table([])
     assert written(console) == "no runs\n"
+
+
+def test_labels_have_a_column_where_any_run_has_some(console: Console) -> None:
+    console.width = 200
+    tables.runs_table([summary()])
+    assert "labels" not in written(console)
+
+    tables.runs_table([summary(), summary(team="search", env="live")])
+    header, without, labelled = written(console).splitlines()[-3:]
+    assert header.rstrip().endswith("duration  labels")
+    assert without.rstrip().endswith("0 ms")
+    assert labelled.rstrip().endswith("0 ms      team=search, env=live")
+
+
+def test_labels_are_one_short_line_each_and_tell_the_terminal_nothing(console: Console) -> None:
+    console.width = 300
+    tables.runs_table([summary(a="x\n[red]y\x1b[31m", b="z" * 500)])
+    [_, line] = written(console).splitlines()
+    assert line.rstrip().endswith(f"a=x [red]y\\x1b[31m, b={'z' * 98}...")
+
+
+def test_registered_workflows_have_a_line_each(console: Console) -> None:
+    tables.workflows_table([RegisteredWorkflow("[b]", "2.0", NOW), RegisteredWorkflow("[b]", "1\x1b", NOW)])
+    header, *lines = written(console).splitlines()
+    assert header.split() == ["workflow", "version", "registered", "(UTC)"]
+    assert [line.split() for line in lines] == [
+        ["[b]", "2.0", "2026-01-02", "03:04:05"], ["[b]", "1\\x1b", "2026-01-02", "03:04:05"]
+    ]  # fmt: skip
+
+
+def test_without_registered_workflows_it_says_so(console: Console) -> None:
+    tables.workflows_table([])
+    assert written(console) == "no workflows\n"
 
 
 def test_branches_stand_below_their_block_and_text_of_agents_is_no_markup(console: Console) -> None:
