@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
+from uuid import UUID
 
 from orchestrator.engine.inputs import FollowUp, RunRequested, SlotsFree
 from orchestrator.engine.plan import BlockPlan
@@ -42,7 +43,14 @@ class SendResult:
     result: RunResult
 
 
-Send = SendTask | SendTicket | SendResult
+@dataclass(frozen=True, slots=True)
+class SendCancellation:
+    """Tell the workers that nobody waits for this run any more."""
+
+    run_id: UUID
+
+
+Send = SendTask | SendTicket | SendResult | SendCancellation
 
 
 class Decision(NamedTuple):
