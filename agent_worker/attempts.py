@@ -7,12 +7,16 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
+import structlog
+
 from agent_worker.pulse import AttemptPulse
-from messaging.port import Consumer, Delivery
+from messaging.port import BrokerError, Consumer, Delivery
 from schemas.messages import AgentTask
 
 MAX_ANSWERS: Final = 1_000
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+
+log = structlog.get_logger(__name__)
 
 
 class Held(NamedTuple):
@@ -36,12 +40,20 @@ class Attempt:
     started_at: datetime | None = None  # None: it waits for its turn
     answer: bytes | None = None  # its final report, once there is one
     given_up: bool = False  # its deliveries went back to the broker, so whatever comes of it does not count
+    cancelled: bool = False  # its run was, while its agent ran: whatever comes of it is not reported
+    dropped: bool = False  # it is settled without a result, or about to be
     pulse: AttemptPulse | None = None  # since its agent runs
 
     @property
     def untouched(self) -> bool:
         """Whether nothing was done about it yet, so that another worker may as well have it."""
-        return self.started_at is None and self.answer is None
+        return self.started_at is None and self.answer is None and not self.dropped
+
+    @property
+    def can_be_cancelled(self) -> bool:
+        """Whether its agent runs, and somebody waits for what it does."""
+        is_over = self.answer is not None or self.given_up or self.cancelled or self.dropped
+        return self.started_at is not None and not is_over
 
     @property
     def earlier_deliveries(self) -> int:
@@ -72,6 +84,26 @@ class Attempt:
         self.given_up = True
         if self.pulse is not None:
             self.pulse.stop()
+
+    def cancel(self) -> None:
+        """Note that nobody waits for it any more, and let its agent see that."""
+        self.cancelled = True
+        if self.pulse is not None:
+            self.pulse.cancel()
+
+    async def settle(self) -> None:
+        """Ack its deliveries, and tell."""
+        await ack(self.held)
+        self.on_settled(self)
+
+
+async def ack(held: Iterable[Held]) -> None:
+    """Ack deliveries; those that cannot be acked come again, and are known then."""
+    for consumer, deliveries in by_consumer(held).items():
+        try:
+            await consumer.ack(deliveries)
+        except BrokerError as error:
+            log.warning("Tasks could not be acked", action="ack_failed", count=len(deliveries), error=str(error))
 
 
 def by_consumer(held: Iterable[Held]) -> dict[Consumer, list[Delivery]]:

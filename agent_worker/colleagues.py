@@ -6,29 +6,24 @@ the one that runs it says so, and so does the one that has its confirmed result.
 taken for dead. That can be wrong (an agent that blocks its event loop, a connection that takes longer to come back,
 a worker that is not ours); then the task runs twice, and its id makes one of the two results a duplicate.
 
-Questions and answers are no part of the public contract, and nothing breaks where they are lost.
+Questions and answers are no part of the public contract, and nothing breaks where they are lost. How they get here is
+the `listener`'s affair.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from typing import Final
 from uuid import UUID, uuid4
 
-import structlog
-
-from messaging.port import Broker, BrokerError, Consumer, Delivery, OutgoingMessage
-from messaging.topology import WORKERS, WORKERS_EXCHANGE, answer_key, question_key, worker_queue
+from messaging.port import Broker, Delivery, OutgoingMessage
+from messaging.topology import WORKERS_EXCHANGE, answer_key, question_key
 from schemas.codec import decode, encode
-from schemas.errors import MessageRefused
 from schemas.messages import AgentTask, Message
 
 TIMES_ASKED: Final = 2  # one that just lost its connection hears the second time
 PATIENCE: Final = 0.5  # seconds for each answer; a crashed worker's task waits for so long
-PREFETCH: Final = 1_000
-
-log = structlog.get_logger(__name__)
 
 
 class Whereabouts(StrEnum):
@@ -64,40 +59,15 @@ class Colleagues:
     def __init__(self, broker: Broker, whereabouts: Callable[[UUID], Whereabouts]) -> None:
         self._broker = broker
         self._whereabouts = whereabouts
-        self._me = uuid4().hex
-        self._consumer: Consumer | None = None
+        self.me = uuid4().hex  # where answers go
+        self.reachable = False  # until this worker hears what others say
         self._asked: dict[UUID, asyncio.Future[Whereabouts]] = {}
-
-    async def start(self, agent_names: Iterable[str]) -> None:
-        """Begin to hear questions about tasks of these agents; where the broker forbids it, nobody is ever asked."""
-        try:
-            await self._broker.declare([WORKERS], [])
-            self._consumer = await self._broker.consume(worker_queue(self._me, agent_names), prefetch=PREFETCH)
-        except BrokerError as error:
-            log.warning(
-                "Other workers cannot be asked about tasks that come again; such tasks may run twice. Give this user "
-                "the permissions that the worker's README names",
-                action="colleagues_unreachable",
-                exchange=WORKERS_EXCHANGE,
-                error=str(error),
-            )
-
-    async def run(self) -> None:
-        """Hear questions and answers until the consumer is closed."""
-        while self._consumer is not None:
-            deliveries = await self._consumer.receive(PREFETCH)
-            answers = [answer for delivery in deliveries if (answer := self._heard(delivery)) is not None]
-            await self._consumer.ack(deliveries)
-            if answers:
-                with suppress(TimeoutError):  # later than that nobody waits for them
-                    async with asyncio.timeout(PATIENCE):
-                        await self._broker.publish(answers)
 
     async def ask(self, task: AgentTask) -> Whereabouts:
         """Return where else *task* is; NOWHERE when nobody answers in time."""
-        if self._consumer is None:
+        if not self.reachable:
             return Whereabouts.NOWHERE
-        question = Question(task_id=task.task_id, asker=self._me)
+        question = Question(task_id=task.task_id, asker=self.me)
         answered = self._asked[task.task_id] = asyncio.get_running_loop().create_future()
         try:
             for _ in range(TIMES_ASKED):
@@ -109,23 +79,20 @@ class Colleagues:
         finally:
             del self._asked[task.task_id]
 
-    async def close(self) -> None:
-        """Answer nobody any more."""
-        if self._consumer is not None:
-            await self._consumer.close()
+    def heard(self, delivery: Delivery) -> OutgoingMessage | None:
+        """Take a question or an answer, and return what is to be answered, if anything.
 
-    def _heard(self, delivery: Delivery) -> OutgoingMessage | None:
-        try:
-            if delivery.type == Question.__name__:
-                return self._answer_to(decode(Question, delivery.body))
-            self._take(decode(Answer, delivery.body))
-        except MessageRefused as refused:
-            log.warning("A colleague cannot be understood", action="colleague_refused", error=str(refused)[:500])
+        Raises:
+            MessageRefused: It is neither.
+        """
+        if delivery.type == Question.__name__:
+            return self._answer_to(decode(Question, delivery.body))
+        self._take(decode(Answer, delivery.body))
         return None
 
     def _answer_to(self, question: Question) -> OutgoingMessage | None:
         found = self._whereabouts(question.task_id)
-        if question.asker == self._me or found is Whereabouts.NOWHERE:
+        if question.asker == self.me or found is Whereabouts.NOWHERE:
             return None
         return _message(answer_key(question.asker), Answer(task_id=question.task_id, whereabouts=found))
 

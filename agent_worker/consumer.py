@@ -2,15 +2,16 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+from uuid import UUID
 
 import structlog
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
 from agent_worker.attempts import Attempt, Held, by_consumer
 from agent_worker.desk import Desk
-from agent_worker.execution import tell_abandoned
+from agent_worker.execution import task_ids, tell_abandoned
 from messaging.crash_points import reach
 from messaging.port import BrokerUnavailable, Consumer, DeadLetterReason, Delivery
 from schemas.codec import decode
@@ -42,7 +43,7 @@ class AgentConsumer:
         self._unsettled: set[Attempt] = set()
         self._running: dict[Attempt, asyncio.Task[None]] = {}
         self._abandoned: dict[Attempt, asyncio.Task[None]] = {}  # kept here: the event loop holds tasks weakly
-        self._refusing: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -52,6 +53,15 @@ class AgentConsumer:
         while True:
             for delivery in await self._consumer.receive(self._concurrency):
                 self._take(delivery)
+
+    def cancel_run(self, run_id: UUID) -> None:
+        """Drop what has not started of a cancelled run, and cancel the agents that run; repeating it is harmless."""
+        self._waiting = deque(attempt for attempt in self._waiting if attempt.task.run_id != run_id)
+        for attempt in [attempt for attempt in self._unsettled if attempt.task.run_id == run_id]:
+            if attempt.untouched:
+                self._drop(attempt)
+            elif attempt.can_be_cancelled:
+                self._cancel(attempt)
 
     async def give_back_waiting(self) -> None:
         """Take and start nothing more, and return what has not started: others can have it at once."""
@@ -79,9 +89,9 @@ class AgentConsumer:
         given_up = dict(self._running)
         for attempt in given_up:
             self._stop(attempt)
-        for refusing in self._refusing:
-            refusing.cancel()
-        if left := [*given_up.values(), *self._refusing]:
+        for settling in self._settling:
+            settling.cancel()
+        if left := [*given_up.values(), *self._settling]:
             await asyncio.wait(left, timeout=self._desk.cancel_grace)
         for attempt, running in given_up.items():
             if not running.done():
@@ -107,7 +117,9 @@ class AgentConsumer:
         self._idle.clear()
         if attempt.answer is not None:
             return
-        if len(self._running) < self._concurrency:
+        if task.run_id in self._desk.cancelled_runs:
+            self._drop(attempt)
+        elif len(self._running) < self._concurrency:
             self._start(attempt)
         else:
             self._waiting.append(attempt)
@@ -127,11 +139,13 @@ class AgentConsumer:
         self._abandoned.pop(attempt, None)
         if self._running.pop(attempt, None) is not None:
             self._start_next()
+        if attempt.cancelled and not attempt.dropped and not attempt.given_up:
+            self._leave(attempt)
 
     def _settled(self, attempt: Attempt) -> None:
         self._unsettled.discard(attempt)
         if not attempt.given_up and (going_on := self._running.pop(attempt, None)) is not None:
-            self._abandoned[attempt] = going_on  # its agent ignored its timeout
+            self._abandoned[attempt] = going_on  # its agent ignored its timeout, or that its run was cancelled
             self._start_next()
         self._note_idle()
 
@@ -141,11 +155,34 @@ class AgentConsumer:
 
     def _stop(self, attempt: Attempt) -> None:
         attempt.give_up()
-        if (running := self._running.get(attempt)) is not None:
+        if (running := self._running.get(attempt)) is not None and not attempt.cancelled:
             running.cancel()
 
+    def _drop(self, attempt: Attempt) -> None:
+        log.info("The run is cancelled; a task of it is not run", action="task_dropped", **task_ids(attempt.task))
+        if (waiting := self._running.pop(attempt, None)) is not None:  # for a colleague, or to run alone
+            waiting.cancel()
+            self._start_next()
+        self._leave(attempt)
+
+    def _cancel(self, attempt: Attempt) -> None:
+        log.info("The run is cancelled, and so is an agent of it", action="attempt_cancelled", **task_ids(attempt.task))
+        attempt.cancel()
+        if (running := self._running.get(attempt)) is not None:
+            running.cancel()
+            self._loop.call_later(self._desk.cancel_grace, self._abandon, attempt)
+
+    def _abandon(self, attempt: Attempt) -> None:
+        if attempt in self._running and not attempt.given_up:
+            tell_abandoned(attempt.task)
+            self._leave(attempt)
+
+    def _leave(self, attempt: Attempt) -> None:
+        self._desk.drop(attempt)
+        self._settle_soon(attempt.settle())
+
     def _note_idle(self) -> None:
-        if not self._unsettled and not self._refusing:
+        if not self._unsettled and not self._settling:
             self._idle.set()
 
     def _refuse(self, delivery: Delivery, refused: MessageRefused) -> None:
@@ -158,13 +195,16 @@ class AgentConsumer:
             message_id=delivery.message_id,
         )
         reason = DeadLetterReason(refused.code, str(refused)[:LONGEST_REASON])
-        self._idle.clear()
-        refusing = asyncio.create_task(_dead_letter(self._consumer, delivery, reason))
-        self._refusing.add(refusing)
-        refusing.add_done_callback(self._refused)
+        self._settle_soon(_dead_letter(self._consumer, delivery, reason))
 
-    def _refused(self, refusing: asyncio.Task[None]) -> None:
-        self._refusing.discard(refusing)
+    def _settle_soon(self, settle: Coroutine[Any, Any, None]) -> None:
+        self._idle.clear()
+        settling = self._loop.create_task(settle)
+        self._settling.add(settling)
+        settling.add_done_callback(self._settled_one)
+
+    def _settled_one(self, settling: asyncio.Task[None]) -> None:
+        self._settling.discard(settling)
         self._note_idle()
 
 

@@ -26,6 +26,10 @@ class Pulse(Protocol):
     def over(self) -> bool:
         """Whether the attempt has ended for the worker."""
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether that is because its run was cancelled."""
+
     def beat(self) -> None:
         """Report that the attempt lives. Safe to call from any thread."""
 
@@ -34,6 +38,7 @@ class _NoPulse:
     """For contexts that no worker made, as in an agent's own tests."""
 
     over = False
+    cancelled = False
 
     def beat(self) -> None:
         """Report to nobody."""
@@ -71,11 +76,20 @@ class AgentContext:
 
     @property
     def over(self) -> bool:
-        """Whether the attempt has ended for the worker (timeout, shutdown): what the agent still does is lost.
+        """Whether the attempt has ended for the worker: what the agent still does is lost.
 
-        A thread cannot be killed, so a sync agent that works long should look at this and return.
+        It ends by a timeout, by the cancellation of its run, or with the worker. A thread cannot be killed, so a sync
+        agent that works long should look at this and return.
         """
         return self.pulse.over
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it has ended because its run was cancelled. Then it is `over` too, and the task does not come again.
+
+        An async agent that catches a CancelledError learns here whether that was why.
+        """
+        return self.pulse.cancelled
 
     def heartbeat(self) -> Sent:
         """Report that the attempt lives, at most once a second however often it is called.

@@ -13,7 +13,8 @@ from uuid import UUID
 
 import structlog
 
-from agent_worker.attempts import AnswerMemory, Attempt, Held, by_consumer
+from agent_worker.attempts import AnswerMemory, Attempt, Held
+from agent_worker.cancelled_runs import CancelledRuns
 from agent_worker.colleagues import Colleagues, Whereabouts
 from agent_worker.context import AgentContext
 from agent_worker.execution import Executor, Outcome, task_ids
@@ -42,6 +43,7 @@ class Desk:
     def __init__(self, broker: Broker, registry: AgentRegistry, options: WorkerOptions) -> None:
         self.reporter = Reporter(broker, confirmed=self._close, too_large=self._too_large)
         self.cancel_grace = options.cancel_grace
+        self.cancelled_runs = CancelledRuns()
         self._registry = registry
         self._options = options
         self._writer = ReportWriter(options.worker_id, options.max_result_bytes)
@@ -68,7 +70,8 @@ class Desk:
         return attempt
 
     def drop(self, attempt: Attempt) -> None:
-        """Forget an attempt without a result: its deliveries go back to the broker."""
+        """Forget an attempt without a result, before its deliveries are acked or go back to the broker."""
+        attempt.dropped = True
         del self._open[attempt.task.task_id.int]
 
     def whereabouts(self, task_id: UUID) -> Whereabouts:
@@ -78,7 +81,7 @@ class Desk:
         return Whereabouts.NOWHERE if self._answers.recall(task_id) is None else Whereabouts.FINISHED
 
     async def work(self, attempt: Attempt) -> None:
-        """Run the attempt and have its result sent, unless it is given up before.
+        """Run the attempt and have its result sent, unless it is given up or cancelled before.
 
         An agent that ignores its timeout is reported and goes on, and so does this; its attempt is settled meanwhile.
         """
@@ -116,9 +119,7 @@ class Desk:
     async def _leave(self, attempt: Attempt) -> None:
         log.info("Another worker has finished the task", action="finished_elsewhere", **task_ids(attempt.task))
         self.drop(attempt)
-        for consumer, deliveries in by_consumer(attempt.held).items():
-            await consumer.ack(deliveries)
-        attempt.on_settled(attempt)
+        await attempt.settle()
 
     async def _answer_suspect(self, attempt: Attempt, count: int) -> None:
         """Work on a task that keeps coming back: it may be one that kills its process.
@@ -168,7 +169,7 @@ class Desk:
         self._ended(attempt, outcome)
 
     def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
-        if attempt.given_up or attempt.answer is not None:
+        if attempt.given_up or attempt.cancelled or attempt.answer is not None:
             return  # too late
         reach("worker.agent_ended", attempt.task.agent_name)
         self._finish(attempt, outcome)

@@ -75,10 +75,11 @@ class AttemptPulse:
     A short attempt sends none, because its result says when it started. The first sign is always STARTED.
     """
 
-    __slots__ = ("_last_beat", "_loop", "_rhythm", "_send", "_started", "over")
+    __slots__ = ("_last_beat", "_loop", "_rhythm", "_send", "_started", "cancelled", "over")
 
     def __init__(self, send: Callable[[ReportStatus], None], rhythm: Rhythm) -> None:
         self.over = False
+        self.cancelled = False
         self._send = send
         self._rhythm = rhythm
         self._started = False
@@ -101,6 +102,11 @@ class AttemptPulse:
         """Send nothing any more."""
         self.over = True
         self._rhythm.end(self)
+
+    def cancel(self) -> None:
+        """Send nothing any more, because the run is cancelled."""
+        self.cancelled = True  # first: a thread that sees that it is over may ask why
+        self.stop()
 
     def due(self) -> None:
         """Send what is due: STARTED, then a heartbeat each time."""

@@ -7,17 +7,17 @@ worker pays one round trip for many results, and an idle one waits for nothing.
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 from tenacity import AsyncRetrying, retry_if_result, wait_random_exponential
 
-from agent_worker.attempts import Attempt, Held, by_consumer
+from agent_worker.attempts import Attempt, ack
 from agent_worker.reports import REPORT_TYPE
 from messaging.crash_points import reach
-from messaging.port import Broker, BrokerError, OutgoingMessage, PublishOutcome
+from messaging.port import Broker, OutgoingMessage, PublishOutcome
 from messaging.topology import RESULTS_EXCHANGE, result_key
 
 LONGEST_PAUSE: Final = 2.0  # seconds between tries to send a result
@@ -95,7 +95,7 @@ class Reporter:
     async def _settle(self, ended: Sequence[Report]) -> None:
         for report in ended:
             self._confirmed(report)
-        await _ack(held for report in ended for held in report.attempt.held)
+        await ack(held for report in ended for held in report.attempt.held)
         reach("worker.acked", ended)
         for report in ended:
             report.attempt.on_settled(report.attempt)
@@ -120,12 +120,3 @@ class Reporter:
                 outcomes=sorted(outcomes),
             )
         self._troubled = bool(outcomes)
-
-
-async def _ack(held: Iterable[Held]) -> None:
-    for consumer, deliveries in by_consumer(held).items():
-        try:
-            await consumer.ack(deliveries)
-        except BrokerError as error:
-            # The broker hands these out again; their results are known, so they are answered from memory.
-            log.warning("Tasks could not be acked", action="ack_failed", count=len(deliveries), error=str(error))

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
+from uuid import UUID
 
 import structlog
 
 from agent_worker.consumer import AgentConsumer
 from agent_worker.desk import Desk
 from agent_worker.errors import NoAgents
+from agent_worker.listener import Listener
 from agent_worker.options import WorkerOptions
 from agent_worker.registry import AgentRegistry
 from messaging.health import Health, HealthBook
@@ -39,6 +41,7 @@ class Worker:
         self._registry = registry
         self._options = options if options is not None else WorkerOptions()
         self._desk = Desk(broker, registry, self._options)
+        self._listener = Listener(broker, self._desk.colleagues, self._cancel_run)
         self._book = HealthBook()
         self._consumers: list[AgentConsumer] = []
         self._loops: list[asyncio.Task[None]] = []
@@ -88,8 +91,8 @@ class Worker:
         await (self._declare(queues) if self._options.declare else self._check(queues))
         self._run(self._book.watch(self._broker))
         self._run(self._desk.reporter.run())
-        await self._desk.colleagues.start(self._registry.names)
-        self._run(self._desk.colleagues.run())
+        await self._listener.start(self._registry.names)
+        self._run(self._listener.run())
         for queue in queues:
             await self._consume(queue)
         log.info(
@@ -122,7 +125,7 @@ class Worker:
     async def close(self) -> None:
         """Give everything unsettled back, cancel what runs, and stop."""
         self._closing = True
-        await self._desk.colleagues.close()  # first: what is given back now must not seem to run here
+        await self._listener.close()  # first: what is given back now must not seem to run here
         await asyncio.gather(*(consumer.close() for consumer in self._consumers))
         for loop in self._loops:
             loop.cancel()
@@ -151,6 +154,11 @@ class Worker:
         consumer = AgentConsumer(source, self._desk, concurrency=concurrency, on_bug=self._note_bug)
         self._consumers.append(consumer)
         self._receiving.append(self._run(consumer.run()))
+
+    def _cancel_run(self, run_id: UUID) -> None:
+        self._desk.cancelled_runs.add(run_id)  # tasks of it may come later
+        for consumer in self._consumers:
+            consumer.cancel_run(run_id)
 
     def _run(self, duty: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         loop = asyncio.create_task(duty)

@@ -8,7 +8,7 @@
 | orchestrator.gates -> orchestrator.gate.<run>.<block> | direct -> classic, expires | branches of a limited block |
 | orchestrator.commands | quorum | CancelRun |
 | orchestrator.events | topic, run.<run_id> | RunEvent, for whoever binds a queue |
-| orchestrator.workers -> orchestrator.worker.<random> | direct -> exclusive | questions between workers |
+| orchestrator.workers -> orchestrator.worker.<random> | direct -> exclusive | RunCancelled; questions between workers |
 | orchestrator.dead-letters | fanout -> quorum | what could not be processed |
 
 Only what never differs between broker versions stands in queue arguments; limits belong in policies, because a queue's
@@ -32,7 +32,11 @@ WORKERS_EXCHANGE: Final = "orchestrator.workers"
 DEFAULT_EXCHANGE: Final = ""
 
 RUNS_KEY: Final = "orchestrator.runs"
+CANCELLED_KEY: Final = "cancelled"
 GATE_EXPIRES: Final = timedelta(hours=1)
+
+# Workers declare it apart from the others, for they also work where they may not use it.
+WORKERS: Final = Exchange(WORKERS_EXCHANGE, ExchangeKind.DIRECT)
 
 EXCHANGES: Final = (
     Exchange(SUBMIT_EXCHANGE, ExchangeKind.DIRECT),
@@ -40,11 +44,9 @@ EXCHANGES: Final = (
     Exchange(RESULTS_EXCHANGE, ExchangeKind.TOPIC),
     Exchange(GATES_EXCHANGE, ExchangeKind.DIRECT),
     Exchange(EVENTS_EXCHANGE, ExchangeKind.TOPIC),
+    WORKERS,
     Exchange(DEAD_LETTERS_EXCHANGE, ExchangeKind.FANOUT),
 )
-
-# Declared by those who use it, the workers.
-WORKERS: Final = Exchange(WORKERS_EXCHANGE, ExchangeKind.DIRECT)
 
 RUNS_QUEUE: Final = Queue(
     "orchestrator.runs", QueueKind.QUORUM, (Binding(SUBMIT_EXCHANGE, RUNS_KEY), Binding(SUBMIT_EXCHANGE, ""))
@@ -77,8 +79,8 @@ def answer_key(listener: str) -> str:
 
 
 def worker_queue(listener: str, agent_names: Iterable[str]) -> Queue:
-    """Return the queue in which one worker hears questions about its agents, and answers to its own."""
-    keys = [answer_key(listener), *map(question_key, agent_names)]
+    """Return the queue in which one worker hears of cancelled runs, questions about its agents, and answers."""
+    keys = [CANCELLED_KEY, answer_key(listener), *map(question_key, agent_names)]
     bindings = tuple(Binding(WORKERS_EXCHANGE, key) for key in keys)
     return Queue(f"orchestrator.worker.{listener}", QueueKind.EXCLUSIVE, bindings)
 

@@ -94,6 +94,14 @@ def _channels() -> JsonObject:
             {**run, "block_id": {"description": "The id of a parallel step."}},
         ),
         "commands": _queue("orchestrator.commands", "CancelRun", "Commands about runs."),
+        "cancellations": _routed(
+            "cancelled",
+            "orchestrator.workers",
+            "direct",
+            "RunCancelled",
+            "Tells all workers of a cancelled run; a worker binds a queue of its own. Questions between workers go by "
+            "the same exchange with other keys; they may change.",
+        ),
         "events": _routed(
             "run.{run_id}",
             "orchestrator.events",
@@ -144,6 +152,7 @@ def _operations() -> JsonObject:
         "dispatchTask": _send("tasks", "Hand an attempt to the workers of an agent."),
         "takeReport": _receive("reports", "Apply what a worker reports; repeated and late reports have no effect."),
         "cancelRun": _receive("commands", "Cancel a run; without effect on one that has ended."),
+        "tellCancellation": _send("cancellations", "Tell the workers that nobody waits for a run any more."),
         "tellEvents": _send("events", "Tell what changed in a run."),
         "setAside": _send("deadLetters", "Set a message aside that could not be processed."),
     }

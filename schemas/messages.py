@@ -148,6 +148,12 @@ class CancelRun(Message):
     reason: Annotated[str, StringConstraints(max_length=2000)] | None = None
 
 
+class RunCancelled(Message):
+    """Tell all workers that a run was cancelled. What they still do for it has no effect."""
+
+    run_id: UUID
+
+
 class StepEvent(BaseModel):
     """One status change of one step execution; `step_id` None is the run itself."""
 
@@ -169,4 +175,12 @@ class RunEvent(Message):
     events: list[StepEvent]
 
 
-MESSAGES: tuple[type[Message], ...] = (RunRequest, RunResult, AgentTask, AgentResult, CancelRun, RunEvent)
+MESSAGES: tuple[type[Message], ...] = (
+    RunRequest,
+    RunResult,
+    AgentTask,
+    AgentResult,
+    CancelRun,
+    RunCancelled,
+    RunEvent,
+)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
+from uuid import UUID
 
 from orchestrator.engine.inputs import FollowUp, RunRequested, SlotsFree
 from orchestrator.engine.plan import BlockPlan
@@ -43,7 +44,14 @@ class SendResult:
     result: RunResult
 
 
-Send = SendTask | SendTicket | SendResult
+@dataclass(frozen=True, slots=True)
+class SendCancellation:
+    """Tell the workers that nobody waits for this run any more."""
+
+    run_id: UUID
+
+
+Send = SendTask | SendTicket | SendResult | SendCancellation
 
 
 class EndedAttempt(NamedTuple):

@@ -9,7 +9,7 @@ from uuid import UUID
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched, new_step
 from orchestrator.engine.block import new_block
-from orchestrator.engine.decision import Decision, Send, SendResult, SendTask, Verdict
+from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, RunRequested, StepEnded, StepReached
 from orchestrator.engine.plan import AgentPlan, BlockPlan, StepPlan
 from orchestrator.engine.records import Run, StepExecution
@@ -38,7 +38,7 @@ def request(state: RunState, event: RunRequested, now: datetime) -> Decision | W
 
 
 def cancel(state: RunState, event: CancelRequested, now: datetime) -> Decision:
-    """Stop a run: nothing of it is started any more, and results that still come are without effect."""
+    """Stop a run: nothing of it is started any more, workers are told, and results that still come have no effect."""
     run = state.run
     if run is None:
         return Decision(Verdict.REJECTED, codes.UNKNOWN_RUN)
@@ -47,7 +47,8 @@ def cancel(state: RunState, event: CancelRequested, now: datetime) -> Decision:
         return Decision(Verdict.DUPLICATE if again else Verdict.STALE, codes.RUN_IS_FINAL)
     error = ErrorInfo(code=codes.CANCELLED, message=event.reason or "the run was cancelled on request")
     cancelled = run.advanced(Trigger.CANCEL, error=error, finished_at=now)
-    return Decision(Verdict.APPLIED, run=cancelled, sends=_reply(cancelled), cancels_open_steps=True)
+    sends = (*_reply(cancelled), SendCancellation(run.id))
+    return Decision(Verdict.APPLIED, run=cancelled, sends=sends, cancels_open_steps=True)
 
 
 def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Callable[[], UUID]) -> Decision | Wanted:

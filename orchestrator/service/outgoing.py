@@ -10,17 +10,18 @@ from messaging.dead_letters import HEADER_PREFIX
 from messaging.port import OutgoingMessage
 from messaging.rabbitmq.encoding import carriable_headers
 from orchestrator.engine import codes
-from orchestrator.engine.decision import Send, SendResult, SendTask, SendTicket
+from orchestrator.engine.decision import Send, SendCancellation, SendResult, SendTask, SendTicket
 from orchestrator.engine.events import StatusChange
 from orchestrator.engine.records import StepExecution
 from orchestrator.service.notices import GateTicket
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.headers import headers_from_json
 from schemas.codec import dump_checked, encode_checked, plain_fields, written_time
-from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult
+from schemas.messages import AgentTask, ErrorInfo, RunCancelled, RunEvent, RunResult
 from schemas.stored_json import StoredJson
 
 EVENTS_PER_MESSAGE: Final = 500
+_FOR_WHOEVER_LISTENS: Final = frozenset({topology.EVENTS_EXCHANGE, topology.WORKERS_EXCHANGE})
 _FIRST_JOURNEY: Final = frozenset({"x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"})
 _FIRST_JOURNEY_PREFIXES: Final = (HEADER_PREFIX, "x-first-death-", "x-last-death-")
 MAX_ERROR_TEXT: Final = 10_000  # of an error that is sent where the whole result was too large
@@ -51,6 +52,8 @@ def outbox_row(run_id: UUID, send: Send, new_id: NewId) -> OutboxRow:
                 correlation_id=to.correlation_id,
                 body=_result_body(result),
             )
+        case SendCancellation(cancelled):
+            return _cancellation_row(cancelled, new_id())
         case _:
             assert_never(send)
 
@@ -73,10 +76,9 @@ def event_rows(run_id: UUID, changes: Sequence[StatusChange], new_id: NewId) -> 
 
 
 def to_message(row: OutboxRow) -> OutgoingMessage:
-    """Return the AMQP message of an outbox row. Only events may find nobody who wants them."""
+    """Return the AMQP message of an outbox row. Only events and cancellations may find nobody who wants them."""
     if row.replay is not None:
         return _replayed(row, json.loads(row.replay))
-    is_event = row.exchange == topology.EVENTS_EXCHANGE
     return OutgoingMessage(
         exchange=row.exchange,
         routing_key=row.routing_key,
@@ -84,7 +86,7 @@ def to_message(row: OutboxRow) -> OutgoingMessage:
         message_id=str(row.message_id),
         body=row.body,
         correlation_id=row.correlation_id,
-        mandatory=not is_event,
+        mandatory=row.exchange not in _FOR_WHOEVER_LISTENS,
     )
 
 
@@ -185,4 +187,18 @@ def _ticket_row(step: StepExecution, message_id: UUID) -> OutboxRow:
         type=GateTicket.__name__,
         correlation_id=None,
         body=encode_checked(GateTicket(run_id=step.run_id, block_id=step.parent_step_id, step_id=step.step_id)),
+    )
+
+
+def _cancellation_row(run_id: UUID, message_id: UUID) -> OutboxRow:
+    return OutboxRow(
+        message_id=message_id,
+        run_id=run_id,
+        step_id=None,
+        task_id=None,
+        exchange=topology.WORKERS_EXCHANGE,
+        routing_key=topology.CANCELLED_KEY,
+        type=RunCancelled.__name__,
+        correlation_id=None,
+        body=encode_checked(RunCancelled(run_id=run_id)),
     )

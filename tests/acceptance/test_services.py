@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from tests.acceptance.alone import block_of, nap
+from tests.acceptance.alone import LONG_SECONDS, block_of, nap
 from tests.acceptance.cluster import Cluster, Service, wait_until
 from tests.acceptance.journal import read_journal
 from tests.contract.proxy import Proxy
@@ -138,6 +138,25 @@ def test_a_run_outlives_the_replica_and_the_worker_that_are_stopped_in_the_middl
     executed = [execution.step_id for execution in read_journal(cluster.journal)]
     assert sorted(executed) == sorted(f"b{n}" for n in range(BRANCHES)), "each branch was executed once"
     assert (other.stop(), stayer.stop()) == (0, 0)
+
+
+def test_a_cancelled_run_makes_room_for_the_next_one_at_its_worker(cluster: Cluster, tmp_path: Path) -> None:
+    orchestrator, worker = cluster.start_orchestrator(), cluster.start_worker("--concurrency", "1")
+    run_id = cluster.forkjoin("submit", napping(tmp_path, BRANCHES, LONG_SECONDS)).stdout.strip()
+    waiting = cluster.launch("orchestrator", "runs", "watch", run_id)
+    wait_until(lambda: " RUNNING    block / " in waiting.log.read_text(), PATIENCE_SECONDS, waiting.log.read_text)
+
+    cancelled = cluster.forkjoin("runs", "cancel", run_id)
+
+    assert cancelled.returncode == 0, cancelled.stderr
+    worker.wait_for("attempt_cancelled")
+    done = cluster.forkjoin("submit", napping(tmp_path, 2, 0.01), "--wait")
+    assert done.returncode == 0, done.stderr
+    assert sorted(execution.step_id for execution in read_journal(cluster.journal)) == ["b0", "b1"]
+    actions = [line.get("action") for line in worker.actions()]
+    assert (actions.count("attempt_cancelled"), actions.count("task_dropped")) == (1, BRANCHES - 1)
+    assert waiting.end() == 1, waiting.log.read_text()
+    assert (worker.stop(), orchestrator.stop()) == (0, 0)
 
 
 def begun(cluster: Cluster) -> bool:

@@ -23,7 +23,7 @@ from tests.services.rabbitmq import RabbitMQ
 
 RUNS, RESULTS, COMMANDS = "orchestrator.runs", "orchestrator.results", "orchestrator.commands"
 INPUTS = ("TaskReported", "RunRequested", "BranchArrived", "CancelRequested")
-MESSAGES = ("AgentTask", "GateTicket", "RunResult", "RunEvent")
+MESSAGES = ("AgentTask", "GateTicket", "RunResult", "RunEvent", "RunCancelled")
 REPORTS = ("result", "sign of life")
 
 # What passes each point. A new point that has no line here fails the collection of this module. The first kind is for

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orchestrator.engine.decision import SendCancellation
 from orchestrator.engine.inputs import CancelRequested, ExternalInput, SlotsFree
 from orchestrator.engine.records import StepExecution
 from schemas.statuses import RunStatus, StepStatus
@@ -83,6 +84,12 @@ def whoever_asked_is_told_once_and_the_same(world: World) -> None:
         assert (result.status.value, result.output, result.error) == (run.status, run.output, run.error)
 
 
+def workers_are_told_once_of_a_cancellation_and_of_nothing_else(world: World) -> None:
+    run = world.rows.run
+    is_cancelled = run is not None and run.status is RunStatus.CANCELLED
+    assert world.cancellations == ([SendCancellation(RUN)] if is_cancelled else [])
+
+
 def every_change_of_status_is_told(world: World) -> None:
     for step in world.rows.steps.values():
         told = world.told[step.step_id]
@@ -106,6 +113,7 @@ CHECKS: Sequence[Callable[[World], None]] = (
     nothing_that_has_ended_can_be_overdue,
     a_ticket_is_held_until_its_branch_has_ended,
     whoever_asked_is_told_once_and_the_same,
+    workers_are_told_once_of_a_cancellation_and_of_nothing_else,
     every_change_of_status_is_told,
 )
 

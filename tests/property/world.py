@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator.engine import codes
-from orchestrator.engine.decision import Decision, Send, SendResult, SendTask, SendTicket, Verdict
+from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, SendTicket, Verdict
 from orchestrator.engine.inputs import (
     AttemptOverdue,
     BranchArrived,
@@ -51,6 +51,7 @@ class World:
         self.retried: Counter[str] = Counter()  # attempts that were followed by another, by step
         self.told: defaultdict[str, list[StepStatus]] = defaultdict(list)
         self.results: list[SendResult] = []
+        self.cancellations: list[SendCancellation] = []
         self.to_be_told: list[ReplyAddress] = []  # where a result must go, in that order
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self._plan = compile_plan(case.workflow)
@@ -136,6 +137,8 @@ class World:
                 self.tickets.append(step.step_id)
             case SendResult():
                 self.results.append(send)
+            case SendCancellation():
+                self.cancellations.append(send)
 
     def _answered(self, event: Input, decision: Decision) -> None:
         applied = decision.verdict is Verdict.APPLIED

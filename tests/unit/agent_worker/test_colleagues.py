@@ -132,7 +132,7 @@ async def test_what_cannot_be_understood_is_logged_and_the_next_question_answere
         await first.begun.wait()
         (queue,) = [name for name in bench.server.queue_names if name.startswith("orchestrator.worker.")]
         await publish_nonsense(bench, "asked.echo")
-        await eventually(lambda: any(line["action"] == "colleague_refused" for line in lines))
+        await eventually(lambda: any(line["action"] == "hearsay_refused" for line in lines))
         await second.worker.start()
         await bench.send(sent, earlier_deliveries=1)
         await eventually(lambda: any(line["action"] == "stands_by" for line in lines))

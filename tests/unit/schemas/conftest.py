@@ -67,6 +67,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "finished_at": "2026-01-31T12:00:01.500000+00:00",
     },
     "CancelRun": {"version": 1, "run_id": RUN, "reason": "no longer needed"},
+    "RunCancelled": {"version": 1, "run_id": RUN},
     "RunEvent": {
         "version": 1,
         "run_id": RUN,

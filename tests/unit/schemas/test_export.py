@@ -156,6 +156,7 @@ def test_the_addresses_are_the_routing_keys_of_the_topology() -> None:
     assert channels["submit"]["address"] == topology.RUNS_KEY
     assert channels["tasks"]["address"].format(agent_name="x") == topology.agent_queue("x").bindings[0].routing_key
     assert channels["reports"]["address"].format(agent_name="x") == topology.result_key("x")
+    assert channels["cancellations"]["address"] == topology.CANCELLED_KEY
     assert channels["events"]["address"].format(run_id="r") == topology.event_key("r")  # type: ignore[arg-type]
     assert channels["gates"]["address"].format(run_id="r", block_id="b") == topology.gate_key("r", "b")  # type: ignore[arg-type]
 

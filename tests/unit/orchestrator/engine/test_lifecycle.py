@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.engine import codes
 from orchestrator.engine.decide import apply
-from orchestrator.engine.decision import Decision, SendResult, SendTask, Verdict
+from orchestrator.engine.decision import Decision, SendCancellation, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, StepEnded, StepReached
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import Plan
@@ -120,6 +120,13 @@ def test_a_cancelled_run_ends_at_once_with_the_reason_and_all_that_is_open(
     assert decision.run.error == ErrorInfo(code=codes.CANCELLED, message=message)
     assert decision.cancels_open_steps
     assert results(decision) == [(REPLY, ResultStatus.CANCELLED, None, decision.run.error)]
+
+
+@pytest.mark.parametrize("reply", [REPLY, None])
+def test_the_workers_are_told_that_a_run_is_cancelled(reply: ReplyAddress | None) -> None:
+    decision = decided(known(run=run_row(reply=reply)), CANCEL)
+    assert decision.sends[-1] == SendCancellation(RUN)
+    assert len(decision.sends) == len(results(decision)) + 1
 
 
 def test_a_cancelled_run_is_not_cancelled_twice() -> None:
@@ -240,7 +247,7 @@ def test_a_failed_step_without_a_handler_ends_the_run_though_it_has_a_next_step(
 def test_nobody_is_told_of_a_run_without_a_reply_address() -> None:
     plan = plan_of(step=agent())
     assert ended(plan, step_row(status=StepStatus.FAILED)).sends == ()
-    assert decided(known(run=run_row()), CANCEL).sends == ()
+    assert results(decided(known(run=run_row()), CANCEL)) == []
 
 
 @pytest.mark.parametrize(

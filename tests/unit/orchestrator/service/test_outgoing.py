@@ -10,13 +10,13 @@ import pytest
 from messaging import topology
 from messaging.port import OutgoingMessage
 from messaging.rabbitmq.encoding import encode_message
-from orchestrator.engine.decision import SendResult, SendTask, SendTicket
+from orchestrator.engine.decision import SendCancellation, SendResult, SendTask, SendTicket
 from orchestrator.engine.events import StatusChange
 from orchestrator.engine.records import ReplyAddress, StepExecution
 from orchestrator.service.outgoing import EVENTS_PER_MESSAGE, event_rows, outbox_row, to_message
 from orchestrator.storage.changes import OutboxRow
 from schemas.codec import decode, encode
-from schemas.messages import AgentTask, ErrorInfo, RunEvent, RunResult, StepEvent
+from schemas.messages import AgentTask, ErrorInfo, RunCancelled, RunEvent, RunResult, StepEvent
 from schemas.statuses import ResultStatus, StepStatus
 from schemas.stored_json import StoredJson
 
@@ -128,15 +128,23 @@ def test_every_message_has_an_id_of_its_own() -> None:
     assert len({row.message_id for row in rows}) == len(rows)
 
 
-def test_only_events_may_find_nobody_who_wants_them() -> None:
+def test_a_cancellation_goes_to_all_workers() -> None:
+    row = outbox_row(RUN, SendCancellation(RUN), uuid4)
+    assert (row.exchange, row.routing_key, row.type) == ("orchestrator.workers", "cancelled", "RunCancelled")
+    assert (row.run_id, row.step_id, row.task_id) == (RUN, None, None)
+    assert decode(RunCancelled, row.body) == RunCancelled(run_id=RUN)
+
+
+def test_only_events_and_cancellations_may_find_nobody_who_wants_them() -> None:
     result = RunResult(run_id=RUN, status=ResultStatus.COMPLETED, output=1, error=None)
     rows = [
         outbox_row(RUN, SendTask(branch()), uuid4),
         outbox_row(RUN, SendTicket(branch()), uuid4),
         outbox_row(RUN, SendResult(ReplyAddress("q", "c"), result), uuid4),
+        outbox_row(RUN, SendCancellation(RUN), uuid4),
         *event_rows(RUN, changes(1), uuid4),
     ]
-    assert [to_message(row).mandatory for row in rows] == [True, True, True, False]
+    assert [to_message(row).mandatory for row in rows] == [True, True, True, False, False]
 
 
 def test_a_message_is_its_row() -> None:
