@@ -5,7 +5,6 @@ knows a task from its first delivery until its result is confirmed (an open atte
 """
 
 import asyncio
-import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -24,14 +23,13 @@ from agent_worker.pulse import AttemptPulse, PulseTiming, Rhythm
 from agent_worker.registry import Agent, AgentRegistry
 from agent_worker.reporter import Report, Reporter
 from agent_worker.reports import ReportWriter
+from agent_worker.suspects import SUSPECT_FROM, Suspects
 from messaging.crash_points import reach
 from messaging.port import Broker
 from schemas.messages import AgentTask
 from schemas.statuses import ReportStatus
 from schemas.worker_codes import WorkerErrorCode
 
-SUSPECT_FROM: Final = 4  # earlier deliveries; even, so that two turns in opposite order follow
-LONGEST_SUSPENSE: Final = 2.0  # seconds
 STAND_BY: Final = 2.0  # seconds between questions about a task that another worker runs
 
 log = structlog.get_logger(__name__)
@@ -51,7 +49,7 @@ class Desk:
         self._executor = Executor(cancel_grace=options.cancel_grace)
         self._open: dict[int, Attempt] = {}  # by the numbers of their tasks' ids: UUIDs hash slowly
         self._answers = AnswerMemory()
-        self._suspects = asyncio.Lock()
+        self._suspects = Suspects()
         self.colleagues = Colleagues(broker, self.whereabouts)
 
     def admit(self, task: AgentTask, held: Held, on_settled: Callable[[Attempt], None]) -> Attempt | None:
@@ -122,20 +120,15 @@ class Desk:
         await attempt.settle()
 
     async def _answer_suspect(self, attempt: Attempt, count: int) -> None:
-        """Work on a task that keeps coming back: it may be one that kills its process.
-
-        Its neighbours come back with it each time and look the same. So suspects run one at a time, in turns that make
-        sure that each neighbour gets done before the guilty one is failed for its number of deliveries.
-        """
+        """Work on a task that keeps coming back: it may be one that kills its process."""
         log.warning(
             "A task came back often; it runs alone", action="suspect_task", deliveries=count, **task_ids(attempt.task)
         )
-        await asyncio.sleep(LONGEST_SUSPENSE * turn(attempt.task.task_id, count))
-        await self._suspects.acquire()
+        await self._suspects.begin(attempt.task.task_id, count)
         tell = attempt.on_settled
 
         def settled(attempt: Attempt) -> None:
-            self._suspects.release()
+            self._suspects.end()
             tell(attempt)
 
         attempt.on_settled = settled
@@ -227,16 +220,6 @@ class Desk:
         attempt = report.attempt
         body = self._writer.refused_by_broker(attempt.task, len(report.body), attempt.started_at)
         return Report(attempt, body, final=True)
-
-
-def turn(task_id: UUID, deliveries: int) -> float:
-    """Return how long a suspect waits for its turn, as a share of the longest time.
-
-    After an even number of deliveries and the odd one that follows the order of any two tasks is opposite. So whichever
-    of them kills the process, the other goes first in one of the two.
-    """
-    share = zlib.crc32(task_id.bytes + (deliveries // 2).to_bytes(8)) / 2**32
-    return share if deliveries % 2 == 0 else 1 - share
 
 
 def _unknown_agent(task: AgentTask, registry: AgentRegistry) -> Outcome:

@@ -51,7 +51,7 @@ def database_url(postgres: Postgres) -> Iterator[str]:
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """``await eventually(condition, timeout=10)`` waits until a sync or async condition is true and returns it."""
+    """``await eventually(condition, timeout=60)`` waits until a sync or async condition is true and returns it."""
     return wait_eventually
 
 

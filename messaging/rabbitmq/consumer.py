@@ -102,7 +102,8 @@ class RabbitmqConsumer:
         self._channel = channel
         self._inbox.clear()
         try:
-            await channel.consume(self._prefetch)
+            if not self._cancelled.is_set():  # nor for a moment: it would take messages, and count as a delivery
+                await channel.consume(self._prefetch)
         except BaseException:
             await channel.close()
             raise

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.cluster import ROOT, wait_until
+from tests.acceptance.cluster import PATIENCE, ROOT, wait_until
 
 LONG_SECONDS = 600  # of a nap that nobody waits for
-PATIENCE_SECONDS = 30.0
 
 Done = subprocess.CompletedProcess[str]
 
@@ -44,7 +43,7 @@ class Alone:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 
@@ -67,7 +66,7 @@ class Alone:
             )
         self._started.append(process)
         command = RunningCommand(process, log)
-        wait_until(command.has_a_running_branch, PATIENCE_SECONDS, log.read_text)
+        wait_until(command.has_a_running_branch, PATIENCE, log.read_text)
         return command
 
     def stop(self) -> None:
@@ -78,7 +77,7 @@ class Alone:
         postmaster = self.directory / "data" / "postgres" / "postmaster.pid"
         if postmaster.exists():
             os.kill(int(postmaster.read_text().splitlines()[0]), signal.SIGINT)
-            wait_until(lambda: not postmaster.exists(), PATIENCE_SECONDS, lambda: f"{postmaster} is still there")
+            wait_until(lambda: not postmaster.exists(), PATIENCE, lambda: f"{postmaster} is still there")
 
 
 @dataclass

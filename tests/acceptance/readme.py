@@ -24,7 +24,7 @@ _PROLOGUE = """\
 set -euo pipefail
 trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 services_are_ready() {
-    for _ in $(seq 600); do
+    for _ in $(seq 2400); do
         if [ "$(grep -cE '"action": ?"(orchestrator|worker)_ready"' log || true)" -ge "$1" ]; then return; fi
         sleep 0.05
     done
@@ -70,7 +70,7 @@ def run_as_written(readme: Readme, cluster: Cluster, directory: Path) -> str:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            timeout=120,
+            timeout=900,
             check=False,
         )
     assert done.returncode == 0, (directory / "log").read_text()[-4000:]

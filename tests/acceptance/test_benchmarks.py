@@ -13,7 +13,7 @@ from tests.acceptance.cluster import ROOT
 from tests.services.postgres import Postgres
 from tests.services.rabbitmq import RabbitMQ
 
-SECONDS = 120.0  # it takes about ten
+SECONDS = 600.0  # it takes about ten
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pika
 import pytest
 
-from tests.acceptance.cluster import ROOT, Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, ROOT, Cluster, wait_until
 
 HELLO = {"name": "hello", "start_step": "one", "steps": {"one": {"agent_name": "echo"}}}
 
@@ -43,7 +43,7 @@ def listed(cluster: Cluster, *options: str) -> list[dict[str, Any]]:
 
 
 def wait_for(cluster: Cluster, count: int) -> list[dict[str, Any]]:
-    wait_until(lambda: len(listed(cluster)) == count, 30, lambda: f"not {count}: {listed(cluster)}")
+    wait_until(lambda: len(listed(cluster)) == count, PATIENCE, lambda: f"not {count}: {listed(cluster)}")
     return listed(cluster)
 
 
@@ -77,7 +77,9 @@ def test_an_operator_finds_out_why_puts_it_right_and_replays(served: Cluster) ->
     served.start_worker()
     done = served.forkjoin("dead-letters", "replay", number)
     assert (done.returncode, done.stdout) == (0, "replayed 1 dead letter\n"), done.stderr
-    wait_until(lambda: run_id in completed_runs(served), 30, lambda: f"{run_id} is not in:\n{completed_runs(served)}")
+    wait_until(
+        lambda: run_id in completed_runs(served), PATIENCE, lambda: f"{run_id} is not in:\n{completed_runs(served)}"
+    )
 
     again = served.forkjoin("dead-letters", "replay", number)
     assert (again.returncode, again.stdout) == (2, "replayed 0 dead letters\n")
@@ -134,7 +136,7 @@ def on_a_terminal(cluster: Cluster, arguments: list[str], typed: str) -> str:
         os.close(follower)
         os.write(leader, typed.encode())
         written = bytearray()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         with suppress(OSError):  # Linux says so when the last process has closed the terminal
             while time.monotonic() < deadline and (some := os.read(leader, 1_000)):
                 written += some

@@ -17,7 +17,7 @@ from orchestrator.engine import codes
 from orchestrator.settings import Settings
 from schemas.validation import validate_workflow
 from schemas.worker_codes import WorkerErrorCode
-from tests.acceptance.cluster import ROOT, Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, ROOT, Cluster, wait_until
 from tests.acceptance.readme import Readme, run_as_written
 
 README = Readme("README.md")
@@ -96,10 +96,10 @@ def test_the_script_that_follows_events_sees_a_run_from_its_start_to_its_end(clu
     with output.open("wb") as target:
         following = subprocess.Popen([sys.executable, str(script)], env=cluster.environment, stdout=target)
     try:
-        wait_until(lambda: "listening" in output.read_text(), 20, lambda: "it does not listen")
+        wait_until(lambda: "listening" in output.read_text(), PATIENCE, lambda: "it does not listen")
         submitted = cluster.forkjoin("submit", "examples/parallel_workflow_example.json", "--input", "{}")
         run_id = submitted.stdout.strip()
-        wait_until(lambda: ended(output.read_text(), run_id), 20, output.read_text)
+        wait_until(lambda: ended(output.read_text(), run_id), PATIENCE, output.read_text)
     finally:
         following.kill()
         following.wait()

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.alone import PATIENCE_SECONDS, Alone, block_of, echo, fail, nap
-from tests.acceptance.cluster import ROOT
+from tests.acceptance.alone import Alone, block_of, echo, fail, nap
+from tests.acceptance.cluster import PATIENCE, ROOT
 
 INPUTS = {
     "parallel_workflow_example": ["--input", "@examples/parallel_workflow_input.json"],
@@ -136,7 +136,7 @@ def test_a_signal_cancels_the_run_and_the_command_ends_though_its_agents_would_g
     command = alone.start_run(alone.write(block_of(nap(), nap())))
 
     command.process.send_signal(number)
-    code = command.process.wait(PATIENCE_SECONDS / 2)  # the worker's own patience with what runs is 30 seconds
+    code = command.process.wait(PATIENCE / 2)  # the worker's own patience with what runs is 30 seconds
 
     assert code == 1
     assert command.log.read_text().endswith(f"run {command.run_id} CANCELLED: interrupted [cancelled]\n")
@@ -165,7 +165,7 @@ def test_two_runs_at_once_in_one_data_directory_are_one_too_many(alone: Alone) -
         listed = alone.forkjoin("runs", "list")
     finally:
         first.process.terminate()
-        first.process.wait(PATIENCE_SECONDS)
+        first.process.wait(PATIENCE)
 
     assert (second.returncode, second.stdout) == (2, "")
     assert "another `forkjoin run` is using this data directory: wait for it, or give another one" in second.stderr
@@ -206,7 +206,7 @@ def in_terminal(alone: Alone, *arguments: str) -> tuple[int, str]:
         shown += piece
     os.close(ours)
     text = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.decode())
-    return process.wait(PATIENCE_SECONDS), text.replace("\r\n", "\n")
+    return process.wait(PATIENCE), text.replace("\r\n", "\n")
 
 
 def read_terminal(descriptor: int) -> bytes:

@@ -12,13 +12,12 @@ import asyncpg
 import pytest
 
 from tests.acceptance.alone import LONG_SECONDS, block_of, nap
-from tests.acceptance.cluster import Cluster, Service, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, Service, wait_until
 from tests.acceptance.journal import read_journal
 from tests.contract.proxy import Proxy
 from tests.services.processes import free_ports
 
 BRANCHES = 40
-PATIENCE_SECONDS = 30.0
 
 
 def refusal(service: Service) -> str:
@@ -102,11 +101,11 @@ def forwarding(port: int, to_host: str, to_port: int) -> Iterator[None]:
     proxy.port = port
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(PATIENCE_SECONDS)
+    asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(PATIENCE)
     try:
         yield
     finally:
-        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result(PATIENCE_SECONDS)
+        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result(PATIENCE)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -127,7 +126,7 @@ def test_a_run_outlives_the_replica_and_the_worker_that_are_stopped_in_the_middl
     holder, other = cluster.start_orchestrator(), cluster.start_orchestrator()
     leaver, stayer = cluster.start_worker("--concurrency", "2"), cluster.start_worker("--concurrency", "2")
     waiting = cluster.launch("orchestrator", "submit", napping(tmp_path, BRANCHES, 0.1, limit=4), "--wait", "--json")
-    wait_until(lambda: begun(cluster), PATIENCE_SECONDS, lambda: waiting.log.read_text())
+    wait_until(lambda: begun(cluster), PATIENCE, lambda: waiting.log.read_text())
 
     codes = (holder.stop(), leaver.stop())
     executions_then = len(read_journal(cluster.journal))

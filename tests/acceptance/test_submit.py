@@ -6,10 +6,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from tests.acceptance.alone import block_of, echo, fail, nap
-from tests.acceptance.cluster import ROOT, Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, ROOT, Cluster, wait_until
 from tests.acceptance.journal import read_journal
-
-LONG_ENOUGH = 30.0
 
 
 def written(directory: Path, document: dict[str, object]) -> str:
@@ -86,7 +84,7 @@ def test_watching_a_run_that_completes_ends_with_0(standing: Cluster, tmp_path: 
 
 def test_a_run_is_cancelled_with_a_reason_though_its_agent_would_go_on(standing: Cluster, tmp_path: Path) -> None:
     run_id = standing.forkjoin("submit", written(tmp_path, block_of(nap(60))), "--label", "a=b").stdout.strip()
-    wait_until(lambda: status(standing, run_id) == "RUNNING", LONG_ENOUGH, lambda: "it does not start")
+    wait_until(lambda: status(standing, run_id) == "RUNNING", PATIENCE, lambda: "it does not start")
 
     cancelled = standing.forkjoin("runs", "cancel", run_id, "--reason", "not needed")
     watched = standing.forkjoin("runs", "watch", run_id)

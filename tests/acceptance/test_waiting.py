@@ -8,11 +8,10 @@ from typing import Any
 
 from orchestrator.storage.database import Database
 from tests.acceptance.alone import block_of, nap
-from tests.acceptance.cluster import Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, wait_until
 from tests.integration.by_hand import driver_without_relay, requested
 from tests.services.processes import free_ports
 
-LONG_ENOUGH = 30.0
 CLOCK = r"\d\d:\d\d:\d\d"
 
 
@@ -46,7 +45,7 @@ def until_kinds(cluster: Cluster, run_id: str, **kinds: str) -> None:
         found.update(waiting(cluster, run_id))
         return {step_id: (found.get(step_id) or {}).get("kind") for step_id in kinds} == kinds
 
-    wait_until(reached, LONG_ENOUGH, lambda: f"{found}, not {kinds}")
+    wait_until(reached, PATIENCE, lambda: f"{found}, not {kinds}")
 
 
 def test_branches_of_a_busy_worker(cluster: Cluster, tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_tasks_without_a_worker(cluster: Cluster, tmp_path: Path) -> None:
     document["steps"]["b1"]["agent_name"] = "nobody"
     run_id = submitted(cluster, tmp_path, document)
     until_kinds(cluster, run_id, b0="worker", b1="queue")
-    wait_until(lambda: waiting(cluster, run_id)["b1"]["since"] is not None, LONG_ENOUGH, lambda: "never returned")
+    wait_until(lambda: waiting(cluster, run_id)["b1"]["since"] is not None, PATIENCE, lambda: "never returned")
 
     found, said = waiting(cluster, run_id), lines(cluster, run_id)
 

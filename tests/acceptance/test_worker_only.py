@@ -20,13 +20,13 @@ def bin_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = tmp_path_factory.mktemp("plain") / "venv"
     venv.create(environment, with_pip=True, symlinks=True)
     command = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet", str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return environment / "bin"
 
 
 def run(command: Path, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([str(command), *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([str(command), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_no_database_package_is_installed(bin_directory: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_submitting_needs_no_database_package(bin_directory: Path, standing: Clu
 
     done = subprocess.run(
         [str(bin_directory / "forkjoin"), "submit", str(workflow), "--wait"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
     assert (done.returncode, json.loads(done.stdout)) == (0, {"n": 8}), done.stderr

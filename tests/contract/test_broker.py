@@ -58,7 +58,7 @@ def bodies(deliveries: Sequence[Delivery]) -> list[bytes]:
 async def take(consumer: Consumer, count: int) -> list[Delivery]:
     """Receive until *count* deliveries have arrived."""
     taken: list[Delivery] = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while len(taken) < count:
             taken += await consumer.receive(count - len(taken))
     return taken
@@ -242,7 +242,7 @@ async def test_connecting_waits_for_the_broker(backend: Backend, eventually: Eve
     await asyncio.wait([connecting], timeout=0.01)
     assert not connecting.done()
     await backend.start()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         await connecting
     assert broker.connected
 
@@ -257,7 +257,7 @@ async def test_a_client_that_is_not_connected_says_so(backend: Backend) -> None:
 
 async def publish_until_confirmed(broker: Broker, sent: OutgoingMessage) -> None:
     """Publish as a caller does: what is not known to have arrived is sent again."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while await broker.publish([sent]) != [CONFIRMED]:
             pass
 
@@ -501,7 +501,7 @@ async def test_closing_wakes_whoever_waits_for_deliveries(broker: Broker) -> Non
     receiving = asyncio.create_task(consumer.receive(1))
     await asyncio.sleep(0)
     await consumer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(ConsumerClosed, match="work"):
             await receiving
     with pytest.raises(ConsumerClosed):
@@ -664,7 +664,7 @@ async def test_a_consumer_can_be_closed_while_the_broker_is_away(
     consumer = await broker.consume(WORK, prefetch=1)
     await backend.stop()
     await eventually(lambda: not broker.connected)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await consumer.close()
     await backend.start()
     await eventually(lambda: broker.connected)
@@ -674,7 +674,7 @@ async def test_a_consumer_can_be_closed_while_the_broker_is_away(
 async def test_the_broker_can_be_closed_while_it_is_away(backend: Backend, broker: Broker) -> None:
     await broker.consume(WORK, prefetch=1)
     await backend.stop()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await broker.close()
     assert not broker.connected
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiormq
 import pytest
@@ -37,6 +37,9 @@ from messaging.port import (
     TopologyMismatch,
 )
 from messaging.rabbitmq import RabbitmqBroker
+from messaging.rabbitmq.connection import Connection, Session
+from messaging.rabbitmq.consume_channel import ConsumeChannel
+from messaging.rabbitmq.consumer import RabbitmqConsumer
 from messaging.topology import DEAD_LETTERS_EXCHANGE, DEAD_LETTERS_QUEUE
 from tests.conftest import Eventually
 from tests.contract.backends import RabbitmqBackend
@@ -105,7 +108,7 @@ def message(routing_key: str = "work", body: bytes = b"{}", **fields: Any) -> Ou
 async def take_one(broker: Broker, queue: Queue) -> Delivery:
     """Consume *queue*, return its first delivery and leave it unsettled."""
     consumer = await broker.consume(queue, prefetch=1)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         [delivery] = await consumer.receive(1)
     return delivery
 
@@ -129,7 +132,7 @@ async def test_connecting_can_be_cancelled_at_any_moment_and_leaves_no_task_behi
 async def test_wrong_credentials_are_refused_at_once_and_not_shown(amqp_url: str) -> None:
     broker = RabbitmqBroker(str(URL(amqp_url).with_password("the-secret")), name="test")
     with capture_logs() as lines:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with pytest.raises(BrokerUnavailable, match="password") as refusal:
                 await broker.connect()
     assert not broker.connected
@@ -138,7 +141,7 @@ async def test_wrong_credentials_are_refused_at_once_and_not_shown(amqp_url: str
 
 async def test_a_vhost_that_does_not_exist_is_refused_at_once(amqp_url: str) -> None:
     broker = RabbitmqBroker(str(URL(amqp_url).with_path("/no-such-vhost")), name="test")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         with pytest.raises(BrokerUnavailable, match=r"vhost no-such-vhost.*does not exist"):
             await broker.connect()
     with pytest.raises(BrokerUnavailable):
@@ -181,7 +184,7 @@ async def test_a_connection_that_the_broker_closes_is_restored(
         await eventually(lambda: "broker_connection_restored" in actions(lines))
     assert "CONNECTION_FORCED" in str(lines)
     await consumer.ack([held])
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         [again] = await consumer.receive(1)
     assert (again.body, again.redelivered) == (b"before", True)
     await broker.close()
@@ -189,6 +192,34 @@ async def test_a_connection_that_the_broker_closes_is_restored(
 
 async def has_consumers(broker: Broker, queue: Queue) -> bool:
     return (await broker.check_queue(queue.name)).consumers > 0
+
+
+async def test_a_consumer_that_is_cancelled_while_the_broker_is_away_is_not_opened_for_a_moment_either(
+    backend: RabbitmqBackend, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await backend.client()
+    consumer = cast("RabbitmqConsumer", await broker.consume(WORK, prefetch=1))
+    waits, opened = asyncio.Event(), []
+    session, consume = Connection.session, ConsumeChannel.consume
+
+    async def waited_for(connection: Connection) -> Session:
+        if connection is consumer._connection:
+            waits.set()
+        return await session(connection)
+
+    async def noted(channel: ConsumeChannel, prefetch: int) -> None:
+        opened.append(channel)
+        await consume(channel, prefetch)
+
+    monkeypatch.setattr(Connection, "session", waited_for)
+    monkeypatch.setattr(ConsumeChannel, "consume", noted)
+    await backend.stop()
+    await waits.wait()
+    await consumer.cancel()
+    await backend.start()
+    await eventually(lambda: consumer._keeper is None or consumer._keeper.done())
+    assert opened == []
+    assert (await broker.check_queue("work")).consumers == 0
 
 
 def actions(lines: list[Any]) -> list[str]:
@@ -233,7 +264,7 @@ async def test_closing_does_not_wait_for_a_broker_that_stopped_reading(backend: 
     backend.proxy.freeze()
     more_than_sockets_buffer = b"x" * 16_000_000
     assert await broker.publish([message(body=more_than_sockets_buffer)] * 2) == [UNKNOWN, UNKNOWN]
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         await broker.close()
     assert not broker.connected
 
@@ -319,7 +350,7 @@ async def round_trips(url: str, count: int) -> None:
     sent = [message(body=b"%d" % number * 1_000) for number in range(count)]
     assert await broker.publish([*sent, message("nobody")]) == [*[CONFIRMED] * count, RETURNED]
     arrived: list[Delivery] = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while len(arrived) < count:
             some = await consumer.receive(100)
             await consumer.ack(some)
@@ -381,7 +412,7 @@ async def test_a_broker_that_sends_nonsense_is_left_and_connected_to_again(
         await eventually(lambda: "broker_connection_restored" in actions(lines))
     assert "frame_out_of_place" in actions(lines)
     assert await broker.publish([message(body=b"after")]) == [CONFIRMED]
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         assert [delivery.body for delivery in await consumer.receive(1)] == [b"after"]
 
 
@@ -441,7 +472,7 @@ async def test_a_message_with_unreadable_properties_arrives_and_can_be_dead_lett
     consumer = await broker.consume(WORK, prefetch=1)
     flags, properties = UNREADABLE[case]
     await publish_raw(amqp_url, commands.Basic.Publish(routing_key="work"), flags, properties, b"the body")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         [delivery] = await consumer.receive(1)
     assert (delivery.body, delivery.redelivered) == (b"the body", False)
     await consumer.dead_letter(delivery, DeadLetterReason("malformed_message", case))
@@ -453,7 +484,7 @@ async def test_a_message_with_an_unreadable_routing_key_arrives(broker: Broker, 
     consumer = await broker.consume(Queue("work", QueueKind.QUORUM, (Binding("topic", "result.#"),)), prefetch=1)
     readable = marshal(commands.Basic.Publish(exchange="topic", routing_key="result.?"), 1)
     await write_raw(amqp_url, readable.replace(b"result.?", b"result.\xff"), 0, b"", b"the body")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         [delivery] = await consumer.receive(1)
     assert (delivery.routing_key, delivery.body) == (r"result.\xff", b"the body")
 

@@ -18,7 +18,7 @@ import asyncpg
 import pika
 import pika.exceptions
 
-from tests.acceptance.cluster import Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, wait_until
 from tests.acceptance.journal import read_journal
 
 RUN_FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
@@ -79,7 +79,7 @@ def check(
     repeats: int = 0,
     dead_letters: Sequence[str] = (),
     agents: Sequence[str] = (),
-    seconds: float = 30,
+    seconds: float = PATIENCE,
 ) -> None:
     """Check O1 to O5 and O7. Stops all services of the cluster.
 
@@ -101,7 +101,7 @@ def check(
     check_finality(cluster)
 
 
-def check_complete(cluster: Cluster, run_ids: Sequence[str] | Mapping[str, Any], *, seconds: float = 30) -> None:
+def check_complete(cluster: Cluster, run_ids: Sequence[str] | Mapping[str, Any], *, seconds: float = PATIENCE) -> None:
     """O1: these runs exist and end."""
     wanted = set(run_ids)
 
@@ -153,7 +153,7 @@ def check_quiet(
     *,
     dead_letters: Sequence[str] = (),
     repeats: int = 0,
-    seconds: float = 30,
+    seconds: float = PATIENCE,
 ) -> None:
     """O5: nothing is left in outbox, gates and queues, and the dead letters are those that were predicted.
 
@@ -186,7 +186,7 @@ def check_finality(cluster: Cluster) -> None:
     assert not changed, f"O7: a final status changed: {changed}"
 
 
-def stop(cluster: Cluster, *, seconds: float = 30) -> None:
+def stop(cluster: Cluster, *, seconds: float = PATIENCE) -> None:
     """End all services with SIGTERM, each with 0: the workers, and when their last results are applied the others."""
     running = [service for service in cluster.services if service.process.poll() is None]
     workers = [

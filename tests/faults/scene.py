@@ -13,7 +13,7 @@ import asyncpg
 import pika
 import pika.exceptions
 
-from tests.acceptance.cluster import Cluster, Service, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, Service, wait_until
 
 REGISTRY = "tests.faults.deadly_agents:agents"
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
@@ -50,7 +50,7 @@ def submit(cluster: Cluster, workflow: dict[str, Any]) -> str:
     return done.stdout.strip()
 
 
-def end_of(cluster: Cluster, run_id: str, *, seconds: float = 30) -> Ended:
+def end_of(cluster: Cluster, run_id: str, *, seconds: float = PATIENCE) -> Ended:
     """Wait until the run has ended (O1), and return how."""
     found = Ended("", {})
 
@@ -105,7 +105,7 @@ def assert_quiet(cluster: Cluster, *agents: str) -> None:
         left = {**_ready(cluster, [f"agent.{agent}" for agent in agents]), **asyncio.run(_rows(cluster))}
         return not any(left.values())
 
-    wait_until(nothing, 15, lambda: f"left over: {left}")
+    wait_until(nothing, PATIENCE, lambda: f"left over: {left}")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pika
 
 from messaging.rabbitmq import RabbitmqBroker
 from messaging.topology import EXCHANGES, QUEUES, agent_queue
-from tests.acceptance.cluster import Cluster, Service, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, Service, wait_until
 from tests.faults.launcher import launch
 from tests.faults.oracles import Expected, fetch
 
@@ -21,7 +21,6 @@ REPLIES = "test.replies"
 LIMIT = 2
 GATED = [f"b{number}" for number in range(6)]
 OPEN = ["c0", "c1", "c2"]
-PATIENCE_SECONDS = 30.0
 MOST_RUNS = 10  # that are submitted until a process has died
 
 
@@ -140,7 +139,7 @@ class Sweep:
             def is_full() -> bool:
                 return bool(channel.queue_declare(queue, passive=True).method.message_count >= count)
 
-            wait_until(is_full, PATIENCE_SECONDS, lambda: f"{queue} never held {count} messages")
+            wait_until(is_full, PATIENCE, lambda: f"{queue} never held {count} messages")
             channel.queue_purge(queue)
 
     def replies(self) -> dict[str, set[str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.cluster import Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, wait_until
 from tests.faults.recovery import Recovery
 from tests.faults.scene import logged, logs
 from tests.faults.traffic import Traffic
@@ -34,7 +34,7 @@ def shaky(mortal_broker: RabbitMQ, database_url: str, tmp_path: Path) -> Iterato
     for _ in range(2):
         cluster.launch("orchestrator", "serve")
         cluster.launch("agent_worker", "tests.acceptance.journal_agents:agents", "--concurrency", "20")
-    wait_until(lambda: all_ready(cluster), 30, lambda: logs(cluster))
+    wait_until(lambda: all_ready(cluster), PATIENCE, lambda: logs(cluster))
     yield cluster
     cluster.stop()
     mortal_broker.drop_vhost(cluster.amqp_url)
@@ -83,7 +83,7 @@ def test_connections_that_are_closed_by_force_while_deliveries_are_held_are_made
     for _ in range(cuts):
         done = traffic.completed_branches()
         mortal_broker.close_connections(at_least=8)
-        wait_until(lambda done=done: traffic.completed_branches() > done, 20, lambda: logs(shaky))  # type: ignore[misc]
+        wait_until(lambda done=done: traffic.completed_branches() > done, PATIENCE, lambda: logs(shaky))  # type: ignore[misc]
     recovery.ended()
 
     assert traffic.unfinished(), "they were cut under load"

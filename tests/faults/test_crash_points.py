@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from messaging.crash_points import CRASH_POINTS, CrashPoint
-from tests.acceptance.cluster import Cluster, Service, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, Service, wait_until
 from tests.faults.launcher import launch
 from tests.faults.lies import LIED, LIES
 from tests.faults.oracles import Expected, check, check_complete, fetch, record_history
-from tests.faults.sweep import AGENTS, MOST_RUNS, PATIENCE_SECONDS, Sweep, died, nap
+from tests.faults.sweep import AGENTS, MOST_RUNS, Sweep, died, nap
 from tests.services.postgres import Postgres
 from tests.services.rabbitmq import RabbitMQ
 
@@ -113,7 +113,7 @@ def test_without_a_fault_all_is_as_expected_and_nothing_runs_twice(sweep: Sweep)
     sweep.replicas(2)
     sweep.workers(2)
     sweep.submit_everything()
-    wait_until(sweep.all_sent, PATIENCE_SECONDS, lambda: "the run to cancel is not under way")
+    wait_until(sweep.all_sent, PATIENCE, lambda: "the run to cancel is not under way")
     assert_recovered(sweep, repeats=0)
 
 
@@ -126,7 +126,7 @@ def test_the_death_of_a_replica_at_this_point_does_no_harm(sweep: Sweep, case: C
     submit_until_death(sweep, armed, everything=case.is_slow or is_about_others(case))
     sweep.let_time_pass()
     sweep.replicas(2)
-    wait_until(sweep.all_sent, PATIENCE_SECONDS, lambda: "the run to cancel is not under way")
+    wait_until(sweep.all_sent, PATIENCE, lambda: "the run to cancel is not under way")
     assert_recovered(sweep)
 
 
@@ -138,7 +138,7 @@ def test_the_death_of_a_worker_at_this_point_does_no_harm(sweep: Sweep, case: Ca
     [armed] = sweep.workers(1, fault=case.fault, number=case.passage)
     submit_until_death(sweep, armed, everything=case.is_slow)
     sweep.workers(2)
-    wait_until(sweep.all_sent, PATIENCE_SECONDS, lambda: "the run to cancel is not under way")
+    wait_until(sweep.all_sent, PATIENCE, lambda: "the run to cancel is not under way")
     assert_recovered(sweep)
 
 
@@ -147,10 +147,10 @@ def test_the_death_of_a_replica_that_has_found_an_overdue_attempt_does_no_harm(s
     [armed] = sweep.replicas(1, fault="timers.due_found", number=1)
     late = {"name": "late", "start_step": "late", "steps": {"late": nap(0, 2.0, timeout_seconds=30)}}
     run_id = sweep.submit(late, Expected(status="FAILED", steps={"late": "FAILED"}, executed=["late"]))
-    wait_until(lambda: is_running(sweep, run_id), PATIENCE_SECONDS, lambda: "the attempt was not reported")
+    wait_until(lambda: is_running(sweep, run_id), PATIENCE, lambda: "the attempt was not reported")
     worker.process.send_signal(signal.SIGSTOP)
     fetch(sweep.cluster, "UPDATE step_executions SET due_at = now()")
-    wait_until(lambda: died(armed), PATIENCE_SECONDS, lambda: "the overdue attempt was not found")
+    wait_until(lambda: died(armed), PATIENCE, lambda: "the overdue attempt was not found")
 
     sweep.replicas(2)
     check_complete(sweep.cluster, [run_id])
@@ -166,7 +166,7 @@ def test_the_death_of_a_replica_that_sends_swallowed_tasks_again_does_no_harm(sw
     [armed] = sweep.replicas(1, fault=point, number=1)
     sweep.submit_two_blocks()
     sweep.purge("agent.nap", 2)
-    wait_until(lambda: died(armed), PATIENCE_SECONDS, lambda: "the tasks were not missed")
+    wait_until(lambda: died(armed), PATIENCE, lambda: "the tasks were not missed")
 
     sweep.let_time_pass()
     sweep.replicas(2)
@@ -206,7 +206,7 @@ def test_a_replica_takes_over_from_another_that_died_at_this_point(sweep: Sweep,
     sweep.replicas(1)
     submit_until_death(sweep, armed, everything=True)
     death = time.monotonic()
-    wait_until(sweep.all_sent, PATIENCE_SECONDS, lambda: "the run to cancel is not under way")
+    wait_until(sweep.all_sent, PATIENCE, lambda: "the run to cancel is not under way")
     check_complete(sweep.cluster, sweep.expected)
     print(f"{point}: every run had ended {time.monotonic() - death:.1f} s after the death")
     assert_recovered(sweep)
@@ -234,7 +234,7 @@ def submit_until_death(sweep: Sweep, armed: Service, *, everything: bool) -> Non
             sweep.poll()
             return died(armed) or is_over(sweep)
 
-        wait_until(died_or_done, PATIENCE_SECONDS, lambda: f"neither died nor done:\n{armed.log.read_text()[-3000:]}")
+        wait_until(died_or_done, PATIENCE, lambda: f"neither died nor done:\n{armed.log.read_text()[-3000:]}")
         if died(armed):
             return
     raise AssertionError(f"the process never passed its point:\n{armed.log.read_text()[-3000:]}")

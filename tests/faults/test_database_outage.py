@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from tests.acceptance.cluster import Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, wait_until
 from tests.faults.recovery import Recovery
 from tests.faults.scene import logged, logs
 from tests.faults.traffic import Traffic
@@ -62,7 +62,7 @@ def test_all_runs_complete_though_postgres_is_restarted(
 
     recovery.injected()
     mortal_postgres.stop(immediate=how == "immediate")
-    wait_until(lambda: len(logged(shaky.services, "database_lost")) == 2, 20, lambda: logs(shaky))
+    wait_until(lambda: len(logged(shaky.services, "database_lost")) == 2, PATIENCE, lambda: logs(shaky))
     traffic.submit(2)  # which wait with the broker
     mortal_postgres.start()
     recovery.ended()
@@ -82,9 +82,9 @@ def test_all_runs_complete_though_all_backends_are_terminated_again_and_again(
 
     recovery.injected()
     for _ in range(5):
-        wait_until(lambda: mortal_postgres.terminate_backends(shaky.database_url) > 0, 20, lambda: logs(shaky))
+        wait_until(lambda: mortal_postgres.terminate_backends(shaky.database_url) > 0, PATIENCE, lambda: logs(shaky))
         done = traffic.completed_branches()
-        wait_until(lambda done=done: traffic.completed_branches() > done, 20, lambda: logs(shaky))  # type: ignore[misc]
+        wait_until(lambda done=done: traffic.completed_branches() > done, PATIENCE, lambda: logs(shaky))  # type: ignore[misc]
     recovery.ended()
 
     traffic.recovers(recovery)
@@ -150,9 +150,9 @@ async def others_complete_beside_a_locked_run(cluster: Cluster, traffic: Traffic
 
 
 def others_complete(cluster: Cluster, traffic: Traffic, locked: str) -> None:
-    wait_until(lambda: logged(cluster.services, "run_locked") != [], 15, lambda: logs(cluster))
+    wait_until(lambda: logged(cluster.services, "run_locked") != [], PATIENCE, lambda: logs(cluster))
     traffic.submit(5)
-    wait_until(lambda: traffic.unfinished() == [locked], 30, lambda: logs(cluster))
+    wait_until(lambda: traffic.unfinished() == [locked], PATIENCE, lambda: logs(cluster))
 
 
 def test_an_orchestrator_waits_for_a_postgres_that_is_not_there_yet_and_then_works(

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.acceptance.cluster import Cluster, Service, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, Service, wait_until
 from tests.faults.oracles import check_limits, fetch, record_history
 from tests.faults.recovery import Recovery
 from tests.faults.scene import assert_quiet, block, end_of, executions, logs, release, start_worker, submit
@@ -31,9 +31,9 @@ def test_the_limit_holds_when_the_holder_of_a_full_gate_goes(cluster: Cluster, r
     replicas = start_replicas(cluster, "one", "two")
     worker = start_worker(cluster)
     run_id = submit(cluster, block("waiting", {name: {} for name in BRANCHES}, max_parallelism=LIMIT))
-    wait_until(lambda: executions(cluster).total() == LIMIT, 15, lambda: logs(cluster))
+    wait_until(lambda: executions(cluster).total() == LIMIT, PATIENCE, lambda: logs(cluster))
     # Forgotten as sent: else they are sent once more in ten seconds, to a worker that has ended by then.
-    wait_until(lambda: fetch(cluster, "SELECT 1 FROM outbox") == [], 15, lambda: logs(cluster))
+    wait_until(lambda: fetch(cluster, "SELECT 1 FROM outbox") == [], PATIENCE, lambda: logs(cluster))
     holder = replicas.pop(holder_of(cluster))
     (other,) = replicas
 
@@ -43,7 +43,7 @@ def test_the_limit_holds_when_the_holder_of_a_full_gate_goes(cluster: Cluster, r
     else:
         assert holder.stop() == 0
         assert fetch(cluster, "SELECT 1 FROM gates WHERE holder = $1 OR lease_until < now()", other) != [], "given back"
-    wait_until(lambda: holder_of(cluster) == other, 15, lambda: f"{other} did not take the gate over")
+    wait_until(lambda: holder_of(cluster) == other, PATIENCE, lambda: f"{other} did not take the gate over")
     taken_over = time.monotonic()
     assert executions(cluster).total() == LIMIT, "those whose tickets came again run already"
     release(cluster)
@@ -66,7 +66,7 @@ def test_a_rolling_restart_of_all_replicas_under_load_is_not_noticed(cluster: Cl
     for name, replica in replicas.items():
         start_replicas(cluster, f"{name}-anew")
         traffic.submit(6)
-        wait_until(lambda: fetch(cluster, HOLDS, name) != [], 15, lambda: logs(cluster))  # noqa: B023
+        wait_until(lambda: fetch(cluster, HOLDS, name) != [], PATIENCE, lambda: logs(cluster))  # noqa: B023
         assert replica.stop() == 0
     recovery.ended()
 
@@ -90,7 +90,7 @@ def test_replicas_come_and_go_while_twenty_runs_are_active(cluster: Cluster, rec
         else:
             assert oldest.stop() == 0
         replicas += start_replicas(cluster, f"turn-{turn}").values()
-        wait_until(lambda done=done: traffic.completed_branches() > done, 20, lambda: logs(cluster))  # type: ignore[misc]
+        wait_until(lambda done=done: traffic.completed_branches() > done, PATIENCE, lambda: logs(cluster))  # type: ignore[misc]
     recovery.ended()
 
     traffic.recovers(recovery, seconds=120)

@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 
-from tests.acceptance.cluster import Cluster, Service, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, Service, wait_until
 from tests.faults import wire
 from tests.faults.oracles import Expected, check, fetch, record_history
 from tests.faults.recovery import Recovery
@@ -46,14 +46,14 @@ def test_results_that_pile_up_while_no_orchestrator_runs_are_applied_by_the_next
     worker = start_worker(cluster, "--concurrency", "1000")
     branches = [f"b{number}" for number in range(300)]
     run_id = submit(cluster, block("waiting", {name: {} for name in branches}))
-    wait_until(lambda: executions(cluster).total() == len(branches), 30, lambda: logs(cluster))
+    wait_until(lambda: executions(cluster).total() == len(branches), PATIENCE, lambda: logs(cluster))
     # A row that is not deleted yet would be sent again, when no worker is there any more.
-    wait_until(lambda: fetch(cluster, "SELECT count(*) FROM outbox")[0][0] == 0, 30, lambda: logs(cluster))
+    wait_until(lambda: fetch(cluster, "SELECT count(*) FROM outbox")[0][0] == 0, PATIENCE, lambda: logs(cluster))
 
     recovery.injected()
     orchestrator.kill()
     release(cluster)
-    wait_until(lambda: wire.depth(cluster, "orchestrator.results") >= len(branches), 30, lambda: logs(cluster))
+    wait_until(lambda: wire.depth(cluster, "orchestrator.results") >= len(branches), PATIENCE, lambda: logs(cluster))
     recovery.ended()
     cluster.start_orchestrator()
     ready = time.monotonic()
@@ -75,11 +75,11 @@ def test_five_thousand_tasks_wait_for_their_first_worker(cluster: Cluster, recov
     branches = [f"b{number}" for number in range(MANY)]
     run_id = submit(cluster, block("mortal", {name: {} for name in branches}))
     waiting = "SELECT count(*) FROM outbox WHERE type = 'AgentTask' AND returned_at IS NOT NULL"
-    wait_until(lambda: step_count(cluster, "QUEUED") == MANY, 60, lambda: logs(cluster))
+    wait_until(lambda: step_count(cluster, "QUEUED") == MANY, PATIENCE, lambda: logs(cluster))
     if declared:
-        wait_until(lambda: wire.depth(cluster, "agent.mortal") == MANY, 60, lambda: logs(cluster))
+        wait_until(lambda: wire.depth(cluster, "agent.mortal") == MANY, PATIENCE, lambda: logs(cluster))
     else:
-        wait_until(lambda: fetch(cluster, waiting)[0][0] == MANY, 60, lambda: logs(cluster))
+        wait_until(lambda: fetch(cluster, waiting)[0][0] == MANY, PATIENCE, lambda: logs(cluster))
 
     recovery.injected()
     worker = start_worker(cluster, "--concurrency", "100")
@@ -102,14 +102,14 @@ def test_of_one_result_that_two_replicas_get_at_the_same_instant_one_counts(clus
     workflow = block("by-hand", {name: {} for name in names}, next_step="after")
     workflow["steps"]["after"] = {"agent_name": "echo", "input_mapping": {"all": "${block.output}"}}
     run_id = submit(cluster, workflow)
-    wait_until(lambda: step_count(cluster, "QUEUED") == len(names), 15, lambda: logs(cluster))
+    wait_until(lambda: step_count(cluster, "QUEUED") == len(names), PATIENCE, lambda: logs(cluster))
     tasks = fetch(cluster, "SELECT step_id, task_id::text FROM step_executions WHERE agent_name = 'by-hand'")
     twice = [wire.result(run_id, task, name) for name, task in tasks for _ in range(2)]
 
     for replica in replicas:
         replica.process.send_signal(signal.SIGSTOP)
     wire.publish(cluster, wire.RESULTS, "AgentResult", twice)  # RabbitMQ gives them to the two by turns
-    wait_until(lambda: wire.depth(cluster, "orchestrator.results") == 0, 15, lambda: "not delivered")
+    wait_until(lambda: wire.depth(cluster, "orchestrator.results") == 0, PATIENCE, lambda: "not delivered")
     for replica in replicas:
         replica.process.send_signal(signal.SIGCONT)
 

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.acceptance.cluster import Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, wait_until
 from tests.faults.scene import (
     assert_quiet,
     block,
@@ -51,12 +51,19 @@ def cluster(impatient_broker: RabbitMQ, database_url: str, tmp_path: Path) -> It
     impatient_broker.drop_vhost(cluster.amqp_url)
 
 
-def wait_until_settled(broker: RabbitMQ, cluster: Cluster, queue: str) -> None:
-    """Wait until the queue holds nothing, and no worker has anything of it in its hands."""
+def wait_until_counted(broker: RabbitMQ, cluster: Cluster, queue: str, count: int) -> None:
+    """Wait until the management API counts so many messages of the queue, ready or in the hands of a worker.
+
+    Its figures are up to ten seconds old: 0 may be from before the first message came. So let it count those first.
+    """
     assert broker.management is not None
     path = f"/queues/{urlsplit(cluster.amqp_url).path.removeprefix('/')}/{queue}"
     management = broker.management
-    wait_until(lambda: management.call("GET", path).get("messages") == 0, 20, lambda: str(management.call("GET", path)))
+
+    def counted() -> bool:
+        return bool(management.call("GET", path).get("messages") == count)
+
+    wait_until(counted, PATIENCE, lambda: str(management.call("GET", path)))
 
 
 @pytest.mark.parametrize(
@@ -74,13 +81,16 @@ def test_agents_that_outlive_consumer_timeout_run_once_and_their_results_count(
     fields = {"max_parallelism": limit} if limit else {}
     run_id = submit(cluster, block("waiting", {name: {} for name in branches}, **fields))
 
-    wait_until(lambda: len(executions(cluster)) == (limit or 4), 15, lambda: "the first branches did not start")
+    wait_until(lambda: len(executions(cluster)) == (limit or 4), PATIENCE, lambda: "the first branches did not start")
     wait_until(
-        lambda: len(logged(services, "consumer_timed_out")) >= TIMES, 30, lambda: "the timeout did not pass so often"
+        lambda: len(logged(services, "consumer_timed_out")) >= TIMES,
+        PATIENCE,
+        lambda: "the timeout did not pass so often",
     )
     if limit:
-        wait_until(lambda: len(logged([orchestrator], "consumer_timed_out")) >= 2, 30, lambda: "the gate held on")
+        wait_until(lambda: len(logged([orchestrator], "consumer_timed_out")) >= 2, PATIENCE, lambda: "the gate held on")
     assert len(executions(cluster)) == (limit or 4), "the limit holds, though all tickets came again"
+    wait_until_counted(impatient_broker, cluster, "agent.waiting", limit or 4)
     release(cluster)
     ended = end_of(cluster, run_id)
 
@@ -92,7 +102,7 @@ def test_agents_that_outlive_consumer_timeout_run_once_and_their_results_count(
     assert logged(services, "consumer_timed_out")
     told = logged([orchestrator], "agent_outlived_consumer_timeout")
     assert {line["setting"] for line in told} == {"consumer_timeout"}
-    wait_until_settled(impatient_broker, cluster, "agent.waiting")
+    wait_until_counted(impatient_broker, cluster, "agent.waiting", 0)
     for service in (*services, orchestrator):
         assert service.stop() == 0
     assert_quiet(cluster, "waiting")
@@ -102,12 +112,12 @@ def test_a_worker_that_dies_after_its_tasks_came_again_is_replaced(cluster: Clus
     cluster.start_orchestrator()
     first = start_worker(cluster)
     run_id = submit(cluster, block("waiting", {"only": {}}))
-    wait_until(lambda: executions(cluster) == {"only": 1}, 15, lambda: "the branch did not start")
+    wait_until(lambda: executions(cluster) == {"only": 1}, PATIENCE, lambda: "the branch did not start")
     second = start_worker(cluster)
     # Whoever does not run it has it by now, and waits.
-    wait_until(lambda: logged([second], "stands_by") != [], 15, lambda: "the task never came to the other worker")
+    wait_until(lambda: logged([second], "stands_by") != [], PATIENCE, lambda: "the task never came to the other worker")
     first.kill()
-    wait_until(lambda: executions(cluster) == {"only": 2}, 15, lambda: "nobody took the task over")
+    wait_until(lambda: executions(cluster) == {"only": 2}, PATIENCE, lambda: "nobody took the task over")
     release(cluster)
     assert end_of(cluster, run_id).statuses() == {"block": "COMPLETED", "only": "COMPLETED"}
     assert second.stop() == 0

@@ -44,7 +44,7 @@ async def test_a_task_that_the_broker_gives_up_is_a_dead_letter_that_names_the_l
     await broker.publish([OutgoingMessage(TASKS_EXCHANGE, TASK.agent_name, "AgentTask", "id", encode(TASK))])
     for earlier in range(LIMIT + 1):
         consumer = await broker.consume(queue, prefetch=1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             (delivery,) = await consumer.receive(1)
         assert delivery.earlier_deliveries == earlier
         await consumer.close()  # as when its worker dies
@@ -56,6 +56,6 @@ async def test_a_task_that_the_broker_gives_up_is_a_dead_letter_that_names_the_l
 
 async def dead_letter(broker: RabbitmqBroker) -> Delivery:
     consumer = await broker.consume(DEAD_LETTERS_QUEUE, prefetch=0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         (letter,) = await consumer.receive(10)
     return letter

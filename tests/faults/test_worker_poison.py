@@ -19,7 +19,7 @@ def test_a_task_that_kills_its_worker_each_time_fails_and_its_neighbours_complet
     inputs = {"poison": {"end": end}} | {name: {"seconds": 0.2} for name in NEIGHBOURS}
     started = time.monotonic()
     with supervised(cluster, workers, FORKJOIN_WORKER_MAX_DELIVERIES=str(LIMIT)) as services:
-        ended = end_of(cluster, submit(cluster, block("mortal", inputs)), seconds=90)
+        ended = end_of(cluster, submit(cluster, block("mortal", inputs)), seconds=300)
     print(f"{workers} workers, {len(services) - workers} deaths: {time.monotonic() - started:.1f} s")
 
     assert ended.statuses() == {"block": "FAILED", "poison": "FAILED"} | dict.fromkeys(NEIGHBOURS, "COMPLETED")

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from tests.acceptance.cluster import Cluster, wait_until
+from tests.acceptance.cluster import PATIENCE, Cluster, wait_until
 from tests.faults import wire
 from tests.faults.oracles import Expected, check, fetch, record_history
 from tests.faults.recovery import Recovery
@@ -76,7 +76,7 @@ class Traffic:
         except AWAY:
             return -1
 
-    def is_under_way(self, share: float = 0.1, *, seconds: float = 60) -> None:
+    def is_under_way(self, share: float = 0.1, *, seconds: float = PATIENCE) -> None:
         """Wait until this share of all branches has completed; much is left to do then."""
         wanted = share * self.branches * len(self.runs)
         wait_until(lambda: self.completed_branches() >= wanted, seconds, lambda: logs(self.cluster))
@@ -91,7 +91,7 @@ class Traffic:
             return list(self.runs)
         return [run_id for run_id in self.runs if run_id not in known]
 
-    def recovers(self, recovery: Recovery, *, seconds: float = 60) -> None:
+    def recovers(self, recovery: Recovery, *, seconds: float = PATIENCE) -> None:
         """Wait for the first branch that completes after the fault, then for the end of all runs; note the times."""
         before = -1
         while before < 0:  # what was completed when the fault was over
@@ -105,7 +105,7 @@ class Traffic:
         self.ends(seconds=seconds)
         recovery.note(("first progress", first), (f"all {len(self.runs)} runs", time.monotonic()))
 
-    def ends(self, *, seconds: float = 60) -> None:
+    def ends(self, *, seconds: float = PATIENCE) -> None:
         """Wait until all runs are final (O1)."""
         wait_until(
             lambda: not self.unfinished(), seconds, lambda: f"open: {self.unfinished()[:5]}; {logs(self.cluster)}"
@@ -120,7 +120,7 @@ class Traffic:
         """
         expected = dict.fromkeys(self.runs, self.expected())
         # Where a gate was taken over at its end, the next lease round removes its queue.
-        wait_until(lambda: not any(self._gates()), 20, lambda: f"gate queues are left: {list(self._gates())}")
+        wait_until(lambda: not any(self._gates()), PATIENCE, lambda: f"gate queues are left: {list(self._gates())}")
         check(self.cluster, expected, repeats=repeats, dead_letters=dead_letters, agents=("nap", "echo"))
 
     def expected(self) -> Expected:

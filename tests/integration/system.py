@@ -24,7 +24,7 @@ from schemas.statuses import ReportStatus
 from tests.integration.replicas import Brokers, RunningReplica, start
 from tests.services.waiting import eventually
 
-SECONDS = 30.0
+SECONDS = 120.0
 _JSON_COLUMNS = ("input", "output", "error", "labels", "document")
 
 
@@ -218,7 +218,7 @@ class System:
             return False
         return True
 
-    async def quiet(self, *, dead_letters: int = 0, seconds: float = 15) -> None:
+    async def quiet(self, *, dead_letters: int = 0, seconds: float = 60) -> None:
         """Wait until nothing is left to do: no message, no outbox row, no gate; so many dead letters."""
         queues = (topology.RUNS_QUEUE, topology.RESULTS_QUEUE, topology.COMMANDS_QUEUE, topology.DEAD_LETTERS_QUEUE)
 
@@ -267,7 +267,7 @@ async def no_tasks_left() -> None:
         return [str(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
     with suppress(AssertionError):
-        await eventually(lambda: not left(), timeout=3)
+        await eventually(lambda: not left())
     assert left() == []
 
 

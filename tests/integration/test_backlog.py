@@ -22,7 +22,7 @@ async def test_of_a_flood_of_results_a_replica_holds_no_more_than_its_window(
     async def queued() -> bool:
         return (await system.broker.check_queue("agent.by-hand")).ready == BRANCHES
 
-    await eventually(queued, timeout=30)
+    await eventually(queued)
     tasks = await system.task_ids(run_id)
     turn = asyncio.Event()
 

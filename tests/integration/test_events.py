@@ -30,7 +30,7 @@ async def everything(system: System) -> Consumer:
 async def told(consumer: Consumer, run_id: UUID) -> list[RunEvent]:
     """Return the messages about a run, up to the one that tells of its end."""
     messages: list[RunEvent] = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while True:
             deliveries = await consumer.receive(1_000)
             await consumer.ack(deliveries)
@@ -142,7 +142,7 @@ async def test_a_watcher_that_comes_late_misses_what_was_and_sees_what_comes(sys
     async with system.client.events(run_id) as batches:
         go_on.set()
         seen: list[tuple[str | None, str]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for batch in batches:
                 seen += [(change.step_id, change.status.value) for change in changes(list(batch))]
                 if (None, "COMPLETED") in seen:

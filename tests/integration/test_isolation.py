@@ -12,6 +12,7 @@ from messaging.port import OutgoingMessage
 from orchestrator.engine.inputs import TaskReported
 from orchestrator.service.batch import Batch
 from orchestrator.service.requests import RequestReader
+from orchestrator.storage import unit_of_work
 from orchestrator.storage.dead_letters import replay
 from schemas.codec import encode
 from schemas.messages import RunRequest
@@ -120,13 +121,20 @@ async def test_a_run_whose_row_somebody_locks_does_not_stop_other_runs(system: S
             await system.report(completed(locked, locked_task))
             await system.somebody_waits_for_a_lock()
             await system.report(completed(free, free_task))
-            assert await system.ended(free, seconds=3) == "COMPLETED"
+            assert await system.ended(free) == "COMPLETED"
             assert await system.status(locked) == "RUNNING"
     finally:
         await other.close()
     assert await system.ended(locked) == "COMPLETED"
 
 
+@pytest.fixture
+def no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no sweep come to help in the time of a test."""
+    monkeypatch.setattr(unit_of_work, "HAND_OVER_SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("no_sweep")
 async def test_a_task_that_is_too_large_for_the_broker_fails_its_step(system: System) -> None:
     await system.start_replica(broker={"max_message_bytes": 20_000})
     await system.start_worker(echo)
@@ -134,20 +142,21 @@ async def test_a_task_that_is_too_large_for_the_broker_fails_its_step(system: Sy
         "one": agent("echo", input_mapping={"x": "y" * 8_000}, next_step="two"),
         "two": agent("echo", input_mapping={"a": "${one.output}", "b": "${one.output}", "c": "${one.output}"}),
     }
-    result = await system.run(workflow(steps), seconds=4)
+    result = await system.run(workflow(steps))
     assert result.status is ResultStatus.FAILED
     assert result.error is not None
     assert (await system.steps(result.run_id))["two"]["error"]["code"] == "payload_too_large"
     await system.quiet()
 
 
+@pytest.mark.usefixtures("no_sweep")
 async def test_a_client_whose_result_is_too_large_for_the_broker_is_told_so(system: System) -> None:
     async def large(input: Any) -> str:
         return "y" * 30_000
 
     await system.start_replica(broker={"max_message_bytes": 20_000})
     await system.start_worker(large)
-    result = await system.run(workflow({"one": agent("large")}), seconds=4)
+    result = await system.run(workflow({"one": agent("large")}))
     assert result.run_id is not None
     assert await system.status(result.run_id) == "COMPLETED"
     assert result.error is not None

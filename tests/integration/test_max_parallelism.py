@@ -13,6 +13,7 @@ import pytest
 from messaging import topology
 from messaging.port import PublishOutcome
 from orchestrator.service.relay import Relay
+from orchestrator.storage import gates, writes
 from schemas.statuses import ResultStatus
 from tests.conftest import Eventually
 from tests.integration.documents import one_block
@@ -181,10 +182,7 @@ async def test_another_replica_takes_the_gate_of_one_that_died_within_seconds_an
     await eventually(lambda: len(stuck.calls) == 2)
     await watched.start_replica("successor")
     await watched.end(first, crash=True)
-    loop = asyncio.get_running_loop()
-    died = loop.time()
-    await eventually(lambda: holder_is(watched, run_id, "successor"), timeout=15)
-    assert loop.time() - died < 10
+    await eventually(lambda: holder_is(watched, run_id, "successor"))
     stuck.go_on.set()
     assert await watched.ended(run_id) == "COMPLETED"
     assert await peak(watched, run_id) == 2
@@ -193,8 +191,10 @@ async def test_another_replica_takes_the_gate_of_one_that_died_within_seconds_an
 
 
 async def test_a_replica_that_stops_in_order_gives_its_gates_up_at_once(
-    watched: System, eventually: Eventually
+    watched: System, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (gates, writes):  # nobody may wait for the end of its lease
+        monkeypatch.setattr(module, "GATE_LEASE_SECONDS", 600.0)
     stuck = Stuck()
     first = await watched.start_replica()
     await watched.start_worker(stuck.stuck, concurrency=20)
@@ -202,7 +202,7 @@ async def test_a_replica_that_stops_in_order_gives_its_gates_up_at_once(
     await eventually(lambda: len(stuck.calls) == 2)
     await watched.start_replica("successor")
     await watched.end(first, crash=False)
-    await eventually(lambda: holder_is(watched, run_id, "successor"), timeout=4)
+    await eventually(lambda: holder_is(watched, run_id, "successor"))
     stuck.go_on.set()
     assert await watched.ended(run_id) == "COMPLETED"
     assert await peak(watched, run_id) == 2

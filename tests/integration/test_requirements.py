@@ -201,7 +201,7 @@ async def test_1_9_a_person_and_a_program_can_follow_the_status_of_each_step(
         assert failed.error.message == "step-b does not like it"
         held.release("step-a", "step-c")
         told: list[tuple[str | None, str]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for batch in batches:
                 told += [(change.step_id, change.status.value) for event in batch for change in event.events]
                 if (None, "FAILED") in told:

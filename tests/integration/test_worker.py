@@ -137,7 +137,7 @@ class Command:
         self.process.send_signal(signal.SIGTERM)
 
     async def ended(self) -> int:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await self._reading
             return await self.process.wait()
 
@@ -205,7 +205,7 @@ def journal(tmp_path: Path) -> Callable[[], list[str]]:
 
 
 async def ready(command: Command, eventually: Eventually) -> Command:
-    await eventually(lambda: "worker_ready" in command.actions or command.process.returncode is not None, timeout=20)
+    await eventually(lambda: "worker_ready" in command.actions or command.process.returncode is not None)
     assert "worker_ready" in command.actions, command.lines
     return command
 
@@ -240,7 +240,7 @@ async def test_a_message_that_is_no_task_is_dead_lettered_once_and_the_next_task
     await client.send("echo", 1)
     assert (await client.results(1))[0].output == {"got": 1}
     letters = await client.broker.consume(DEAD_LETTERS_QUEUE, prefetch=0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         (letter,) = await letters.receive(10)
     assert (letter.body, letter.headers["x-forkjoin-reason"]) == (b"no task", "malformed_message")
     await worker.drain()
@@ -267,7 +267,7 @@ async def test_a_task_that_runs_through_a_lost_connection_is_run_once_and_answer
     await begun.wait()
     await cut(rabbitmq, amqp_url, "test worker", eventually)
     await eventually(lambda: not worker_broker.connected)
-    await eventually(lambda: worker_broker.connected, timeout=30)
+    await eventually(lambda: worker_broker.connected)
     release.set()
     assert (await client.results(1))[0].output == "done"
     await worker.drain()
@@ -288,7 +288,7 @@ async def cut(rabbitmq: Any, amqp_url: str, name: str, eventually: Eventually) -
         ]
         return mine if len(mine) == 2 else []  # one to publish, one to consume
 
-    for connection in await eventually(lambda: asyncio.to_thread(found), timeout=20):
+    for connection in await eventually(lambda: asyncio.to_thread(found)):
         rabbitmq.management.call("DELETE", f"/connections/{urllib.parse.quote(connection, safe='')}")
 
 
@@ -416,6 +416,6 @@ async def test_a_worker_that_waits_for_the_broker_can_be_stopped(
     launch: Callable[..., Awaitable[Command]], eventually: Eventually
 ) -> None:
     command = await launch(FORKJOIN_AMQP_URL="amqp://guest:guest@127.0.0.1:1/")
-    await eventually(lambda: command.lines, timeout=20)
+    await eventually(lambda: command.lines)
     command.terminate()
     assert await command.ended() == 0

@@ -26,7 +26,7 @@ def wait_until(condition: Callable[[], Any], what: str, *, seconds: float) -> An
     return value
 
 
-async def eventually(condition: Callable[[], Awaitable[Any] | Any], timeout: float = 10) -> Any:
+async def eventually(condition: Callable[[], Awaitable[Any] | Any], timeout: float = 60) -> Any:
     """Call *condition*, sync or async, until it returns something true, and return that.
 
     Args:

@@ -95,7 +95,7 @@ class Bench:
         if self._results is None:
             self._results = await self.client.consume(RESULTS_QUEUE, prefetch=0)
         if not self._received:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 deliveries = await self._results.receive(1_000)
             self._received += [decode(AgentResult, delivery.body) for delivery in deliveries]
             await self._results.ack(deliveries)
@@ -112,7 +112,7 @@ class Bench:
 
     async def dead_letters(self) -> list[Any]:
         consumer = await self.client.consume(DEAD_LETTERS_QUEUE, prefetch=0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return list(await consumer.receive(100))
 
     async def settle_down(self) -> None:

@@ -1,6 +1,5 @@
 import asyncio
 import threading
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +7,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent_worker import AgentContext
-from agent_worker.desk import SUSPECT_FROM, turn
 from agent_worker.errors import NoAgents
+from agent_worker.suspects import SUSPECT_FROM
 from messaging.memory import MemoryBroker
 from messaging.port import PublishOutcome, Queue, QueueKind, QueueMissing, TopologyMismatch
 from messaging.topology import RESULTS_QUEUE, agent_queue
@@ -490,7 +489,7 @@ async def test_draining_gives_back_at_once_what_has_not_started(bench, gate, tas
     await eventually(lambda: bench.unsettled() == 2)
     await bench.settle_down()
     draining = asyncio.create_task(worker.drain())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         given_back = await colleague.receive(1)
     assert decode(AgentTask, given_back[0].body).input == "waits"
     assert not draining.done()
@@ -600,7 +599,7 @@ async def test_closing_waits_no_longer_than_the_grace_for_an_agent_that_ignores_
     await bench.send(task())
     await stubborn.begun.wait()
     with capture_logs() as lines:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await worker.close()
     assert [line["action"] for line in lines if line["log_level"] == "warning"] == ["agent_abandoned"]
     assert stubborn.contexts[0].over
@@ -677,7 +676,7 @@ async def test_stop_drains_and_a_second_stop_gives_up(bench, gate, task) -> None
     await bench.settle_down()
     assert not running.done()
     worker.stop()
-    async with asyncio.timeout(5):  # less than the drain timeout
+    async with asyncio.timeout(20):  # less than the drain timeout
         await running
     assert (await bench.waiting(), bench.unsettled()) == (1, 0)
 
@@ -714,7 +713,7 @@ async def test_a_bug_while_working_on_a_task_ends_the_worker_loudly(bench, echo,
     worker = bench.worker()
     running = asyncio.create_task(worker.run_until_stopped())
     await bench.send(task())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(ZeroDivisionError):
             await running
     assert await bench.waiting() == 1
@@ -751,7 +750,7 @@ async def test_a_task_that_keeps_coming_back_is_failed_instead_of_run(bench, ech
 
 
 async def test_tasks_that_came_back_often_run_one_at_a_time(bench, gate, task, eventually, monkeypatch) -> None:
-    monkeypatch.setattr("agent_worker.desk.LONGEST_SUSPENSE", 0.001)
+    monkeypatch.setattr("agent_worker.suspects.GATHERING", 0.001)
     await bench.send(task(), task(), task())
     for _ in range(SUSPECT_FROM):
         consumer = await bench.client.consume(agent_queue("echo"), prefetch=3)
@@ -770,7 +769,7 @@ async def test_tasks_that_came_back_often_run_one_at_a_time(bench, gate, task, e
 async def test_draining_gives_back_a_task_that_waits_for_its_turn_to_run_alone(
     bench, gate, task, eventually, monkeypatch
 ) -> None:
-    monkeypatch.setattr("agent_worker.desk.LONGEST_SUSPENSE", 0.001)
+    monkeypatch.setattr("agent_worker.suspects.GATHERING", 0.001)
     await bench.send(task(), task())
     for _ in range(SUSPECT_FROM):
         consumer = await bench.client.consume(agent_queue("echo"), prefetch=2)
@@ -786,14 +785,6 @@ async def test_draining_gives_back_a_task_that_waits_for_its_turn_to_run_alone(
     await draining
     assert gate.started == 1
     assert (await bench.waiting(), bench.unsettled()) == (1, 0)
-
-
-def test_of_two_suspects_each_goes_first_once_in_two_deliveries() -> None:
-    guilty = uuid.uuid4()
-    for neighbour in (uuid.uuid4() for _ in range(100)):
-        first = [turn(neighbour, count) < turn(guilty, count) for count in (SUSPECT_FROM, SUSPECT_FROM + 1)]
-        assert sorted(first) == [False, True]
-        assert 0 <= turn(neighbour, SUSPECT_FROM) <= 1
 
 
 async def test_a_worker_declares_its_queues(bench, echo) -> None:

@@ -43,7 +43,7 @@ async def client(server: MemoryServer, **options: Any) -> MemoryBroker:
 
 
 async def all_of(consumer: Consumer) -> list[str | None]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return ids(await consumer.receive(10_000))
 
 
