@@ -5,6 +5,7 @@ knows a task from its first delivery until its result is confirmed (an open atte
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -30,6 +31,7 @@ from schemas.messages import AgentTask
 from schemas.statuses import ReportStatus
 from schemas.worker_codes import WorkerErrorCode
 
+SIGNS_WITHIN_PATIENCE: Final = 3  # so many signs of life within the heartbeat timeout of an attempt
 STAND_BY: Final = 2.0  # seconds between questions about a task that another worker runs
 
 log = structlog.get_logger(__name__)
@@ -141,7 +143,9 @@ class Desk:
             return
         attempt.start()
         reach("worker.agent_started", agent.name)
-        pulse = attempt.pulse = AttemptPulse(lambda status: self._sign_of_life(attempt, status), self._rhythm)
+        pulse = attempt.pulse = AttemptPulse(
+            lambda status: self._sign_of_life(attempt, status), self._rhythm, _longest_silence(attempt.task)
+        )
         try:
             self._ended(attempt, await self._outcome(agent, attempt, pulse))
         finally:
@@ -220,6 +224,11 @@ class Desk:
         attempt = report.attempt
         body = self._writer.refused_by_broker(attempt.task, len(report.body), attempt.started_at)
         return Report(attempt, body, final=True)
+
+
+def _longest_silence(task: AgentTask) -> float:
+    patience = task.heartbeat_timeout_seconds
+    return patience / SIGNS_WITHIN_PATIENCE if patience is not None else math.inf
 
 
 def _unknown_agent(task: AgentTask, registry: AgentRegistry) -> Outcome:

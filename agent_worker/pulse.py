@@ -23,14 +23,14 @@ class PulseTiming:
 class Rhythm:
     """Tells the pulses of a worker when they are due, with one timer: most attempts end long before their first sign.
 
-    All pulses wait equally long for their first sign, and equally long between two heartbeats. So each of the two
-    groups is in the order of what is due, and only its first members need a look.
+    All pulses wait equally long for their first sign, and those with the same interval equally long between two
+    heartbeats. So each group is in the order of what is due, and only its first members need a look.
     """
 
     def __init__(self, timing: PulseTiming) -> None:
         self._timing = timing
         self._starting: dict[AttemptPulse, float] = {}  # when its first sign is due, on the event loop's clock
-        self._beating: dict[AttemptPulse, float] = {}  # when its next heartbeat is due
+        self._beating: dict[float, dict[AttemptPulse, float]] = {}  # by interval: when its next heartbeat is due
         self._timer: asyncio.TimerHandle | None = None
         self._next = math.inf  # when the timer goes off
 
@@ -41,12 +41,20 @@ class Rhythm:
     def go_on(self, pulse: "AttemptPulse") -> None:
         """Have *pulse* beat when the next heartbeat is due, counted from now."""
         self.end(pulse)
-        self._add(self._beating, pulse, self._timing.heartbeat_interval)
+        interval = self._interval(pulse)
+        self._add(self._beating.setdefault(interval, {}), pulse, interval)
 
     def end(self, pulse: "AttemptPulse") -> None:
         """Leave *pulse* alone. The timer stays as it is: it may find nothing to do, once."""
         if self._starting.pop(pulse, None) is None:
-            self._beating.pop(pulse, None)
+            interval = self._interval(pulse)
+            group = self._beating.get(interval, {})
+            group.pop(pulse, None)
+            if not group:
+                self._beating.pop(interval, None)
+
+    def _interval(self, pulse: "AttemptPulse") -> float:
+        return min(self._timing.heartbeat_interval, pulse.longest_silence)
 
     def _add(self, group: dict["AttemptPulse", float], pulse: "AttemptPulse", seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -61,23 +69,31 @@ class Rhythm:
         self._timer = loop.call_at(due, self._look, loop) if due < math.inf else None
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        groups = (self._starting, self._beating)
         try:
-            for pulse in [pulse for group in groups for pulse in _due(group, loop.time())]:
+            for pulse in [pulse for group in self._groups() for pulse in _due(group, loop.time())]:
                 pulse.due()
         finally:
-            self._wake_at(min(map(_first, groups)), loop)
+            self._wake_at(min(map(_first, self._groups())), loop)
+
+    def _groups(self) -> "list[dict[AttemptPulse, float]]":
+        return [self._starting, *self._beating.values()]
 
 
 class AttemptPulse:
     """Sends signs of life until it is stopped, and never after: the result is the last word.
 
     A short attempt sends none, because its result says when it started. The first sign is always STARTED.
+
+    Args:
+        send: Sends one.
+        rhythm: Of the worker.
+        longest_silence: Seconds between two heartbeats at most, whatever the worker's interval.
     """
 
-    __slots__ = ("_last_beat", "_loop", "_rhythm", "_send", "_started", "cancelled", "over")
+    __slots__ = ("_last_beat", "_loop", "_rhythm", "_send", "_started", "cancelled", "longest_silence", "over")
 
-    def __init__(self, send: Callable[[ReportStatus], None], rhythm: Rhythm) -> None:
+    def __init__(self, send: Callable[[ReportStatus], None], rhythm: Rhythm, longest_silence: float = math.inf) -> None:
+        self.longest_silence = longest_silence
         self.over = False
         self.cancelled = False
         self._send = send

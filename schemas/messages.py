@@ -117,6 +117,9 @@ class AgentTask(Message):
     attempt: Positive
     input: Any
     timeout_seconds: Seconds | None = None
+    heartbeat_timeout_seconds: Seconds | None = Field(
+        None, description="An attempt that is silent for so long counts as lost; send signs of life thrice as often."
+    )
 
 
 class AgentResult(Message):

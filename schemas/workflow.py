@@ -98,6 +98,14 @@ class _Step:
     timeout_seconds: Seconds | None = Field(
         None, description="How long one attempt may take; on a parallel step, the default for its branches."
     )
+    queue_timeout_seconds: Seconds | None = Field(
+        None, description="How long an attempt may wait for a worker; on a parallel step, the default for its branches."
+    )
+    heartbeat_timeout_seconds: Seconds | None = Field(
+        None,
+        description="How long a running attempt may show no sign of life; on a parallel step, the default for its "
+        "branches.",
+    )
     retry: Retry | None = Field(
         None, description="Try again after a failed attempt; on a parallel step, the default for its branches."
     )
@@ -138,5 +146,6 @@ class Workflow(BaseModel):
     name: WorkflowId
     version: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "1.0"
     description: str | None = None
+    timeout_seconds: Seconds | None = Field(None, description="How long a run may take, from its start.")
     start_step: StepId
     steps: Annotated[dict[NewStepId, Step], Field(min_length=1)]

@@ -29,7 +29,9 @@ def new_step(run_id: UUID, plan: AgentPlan, scope: Scope, now: datetime) -> Step
         branch_name=plan.id if plan.block_id is not None else None,
         join_policy=JoinPolicy.ALL if plan.block_id is not None else None,
         agent_name=plan.agent_name,
-        timeout_seconds=plan.timeout_seconds,
+        timeout_seconds=plan.limits.attempt,
+        queue_timeout_seconds=plan.limits.queue,
+        heartbeat_timeout_seconds=plan.limits.heartbeat,
         created_at=now,
     )
     try:
@@ -42,12 +44,27 @@ def new_step(run_id: UUID, plan: AgentPlan, scope: Scope, now: datetime) -> Step
 def dispatched(step: StepExecution, now: datetime, new_id: Callable[[], UUID]) -> StepExecution:
     """Return the PENDING row with its next attempt under way: QUEUED, with a task id of its own."""
     return step.advanced(
-        Trigger.DISPATCH, attempt=step.attempt + 1, task_id=new_id(), queued_at=now, due_at=None, ready_at=None
+        Trigger.DISPATCH,
+        attempt=step.attempt + 1,
+        task_id=new_id(),
+        queued_at=now,
+        due_at=_after(now, step.queue_timeout_seconds),
+        ready_at=None,
     )
 
 
-def due_time(step: StepExecution, started: datetime) -> datetime | None:
-    """Return when an attempt that started at *started* counts as overdue; None where it may take for ever."""
-    if step.timeout_seconds is None:
-        return None
-    return started + timedelta(seconds=step.timeout_seconds) + TIMEOUT_GRACE
+def due_time(step: StepExecution, started: datetime, heard: datetime) -> datetime | None:
+    """Return when a running attempt counts as overdue; None where it may take for ever.
+
+    Args:
+        step: Its row.
+        started: When it started.
+        heard: When its last sign of life came.
+    """
+    end = _after(started + TIMEOUT_GRACE, step.timeout_seconds)
+    silence = _after(heard, step.heartbeat_timeout_seconds)
+    return min((time for time in (end, silence) if time is not None), default=None)
+
+
+def _after(time: datetime, seconds: float | None) -> datetime | None:
+    return time + timedelta(seconds=seconds) if seconds is not None else None

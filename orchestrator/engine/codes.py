@@ -8,13 +8,16 @@ BRANCHES_FAILED: Final = "branches_failed"  # a block: at least one branch faile
 REFERENCE_BROKEN: Final = "reference_broken"  # its input refers to something that is not there
 PAYLOAD_TOO_LARGE: Final = "payload_too_large"  # its task exceeds what the broker takes
 INVALID_INPUT: Final = "invalid_input"  # it does not fit what the agent declared
-TIMEOUT: Final = "timeout"
+TIMEOUT: Final = "timeout"  # the attempt took too long
+QUEUE_TIMEOUT: Final = "queue_timeout"  # no worker took it in time
+HEARTBEAT_TIMEOUT: Final = "heartbeat_timeout"  # its worker was silent for too long
 UNKNOWN_AGENT: Final = "unknown_agent"  # no worker ever declared the agent's queue
 WORKER_LOST: Final = "worker_lost"  # each worker that took its task was lost, or the broker gave the task up
 
 # Why a run ended without an output.
 CANCELLED: Final = "cancelled"
 STEP_FAILED: Final = "step_failed"
+RUN_TIMEOUT: Final = "run_timeout"
 
 # Why an input was not applied.
 UNKNOWN_RUN: Final = "unknown_run"

@@ -28,6 +28,7 @@ from orchestrator.engine.inputs import (
     CancelRequested,
     Input,
     RetryDue,
+    RunOverdue,
     RunRequested,
     SlotsFree,
     StepEnded,
@@ -59,6 +60,8 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
             return reports.attempt_overdue(state, event, moment)
         case TaskUndeliverable():
             return reports.task_undeliverable(state, event, moment)
+        case RunOverdue():
+            return lifecycle.overdue(state, moment.now)
         case RetryDue():
             return retries.retry_due(state, event, moment)
         case TaskMissing():

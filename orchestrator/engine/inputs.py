@@ -66,6 +66,13 @@ class AttemptOverdue:
 
 
 @dataclass(frozen=True, slots=True)
+class RunOverdue:
+    """The run passed its due time without an end."""
+
+    run_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class RetryDue:
     """The time of a step's next attempt has come."""
 
@@ -141,6 +148,7 @@ class StepEnded:
     step_id: str
 
 
+DueInput = AttemptOverdue | RetryDue | RunOverdue
 ExternalInput = (
     RunRequested
     | TaskReported
@@ -148,6 +156,7 @@ ExternalInput = (
     | SlotsFree
     | AttemptOverdue
     | RetryDue
+    | RunOverdue
     | TaskUndeliverable
     | TaskMissing
     | CancelRequested

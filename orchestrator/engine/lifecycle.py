@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +34,8 @@ def request(state: RunState, event: RunRequested, now: datetime) -> Decision | W
     if missing:
         return missing
     assert state.plan is not None
+    if state.plan.timeout_seconds is not None:
+        run = replace(run, due_at=now + timedelta(seconds=state.plan.timeout_seconds))
     return Decision(Verdict.APPLIED, created_run=event, run=run, then=(StepReached(event.run_id, state.plan.start),))
 
 
@@ -46,9 +48,21 @@ def cancel(state: RunState, event: CancelRequested, now: datetime) -> Decision:
         again = run.status is RunStatus.CANCELLED
         return Decision(Verdict.DUPLICATE if again else Verdict.STALE, codes.RUN_IS_FINAL)
     error = ErrorInfo(code=codes.CANCELLED, message=event.reason or "the run was cancelled on request")
-    cancelled = run.advanced(Trigger.CANCEL, error=error, finished_at=now)
-    sends = (*_reply(cancelled), SendCancellation(run.id))
-    return Decision(Verdict.APPLIED, run=cancelled, sends=sends, cancels_open_steps=True)
+    return _stopped(run.advanced(Trigger.CANCEL, error=error, finished_at=now, due_at=None))
+
+
+def overdue(state: RunState, now: datetime) -> Decision | Wanted:
+    """Fail a run whose time is up, with all that is open of it."""
+    run = state.run
+    if run is None or run.status.is_final or run.due_at is None or run.due_at > now:
+        return Decision(Verdict.STALE, codes.RUN_IS_FINAL)
+    missing = state.missing(Wanted(plan=True))
+    if missing:
+        return missing
+    assert state.plan is not None
+    message = f"the run took longer than its timeout of {state.plan.timeout_seconds:g} s"
+    error = ErrorInfo(code=codes.RUN_TIMEOUT, message=message)
+    return _stopped(run.advanced(Trigger.FAIL, error=error, finished_at=now, due_at=None))
 
 
 def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Callable[[], UUID]) -> Decision | Wanted:
@@ -81,6 +95,12 @@ def step_ended(state: RunState, event: StepEnded, now: datetime) -> Decision | W
         return _go_on(event, following) if following is not None else _complete_run(state, step, now)
     handler = _failure_handler(state, plan)
     return _go_on(event, handler) if handler is not None else _fail_run(state, step, now)
+
+
+def _stopped(run: Run) -> Decision:
+    """End a run with all that is open of it."""
+    sends = (*_reply(run), SendCancellation(run.id))
+    return Decision(Verdict.APPLIED, run=run, sends=sends, cancels_open_steps=True)
 
 
 def _requested_again(state: RunState, run: Run, event: RunRequested) -> Decision | Wanted:
@@ -136,7 +156,7 @@ def _complete_run(state: RunState, step: StepExecution, now: datetime) -> Decisi
     assert state.run is not None
     outcome = state.outcomes[step.step_id]
     output = outcome.output if outcome is not None else None
-    return _run_ended(state.run.advanced(Trigger.COMPLETE, output=output, finished_at=now))
+    return _run_ended(state.run.advanced(Trigger.COMPLETE, output=output, finished_at=now, due_at=None))
 
 
 def _fail_run(state: RunState, step: StepExecution, now: datetime) -> Decision:
@@ -151,7 +171,7 @@ def _fail_run(state: RunState, step: StepExecution, now: datetime) -> Decision:
     error = ErrorInfo(
         code=codes.STEP_FAILED, message=f'step "{step.step_id}" failed: {step.error.message}', details=details
     )
-    return _run_ended(state.run.advanced(Trigger.FAIL, error=error, finished_at=now))
+    return _run_ended(state.run.advanced(Trigger.FAIL, error=error, finished_at=now, due_at=None))
 
 
 def _run_ended(run: Run) -> Decision:

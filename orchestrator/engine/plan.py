@@ -37,6 +37,14 @@ class RetryPolicy:
         return timedelta(seconds=min(grown, self.max_seconds) * (1 - jitter / 2 if self.jitter else 1))
 
 
+class TimeLimits(NamedTuple):
+    """How long, in seconds, each attempt of a step may take, wait for a worker, and be silent; None: for ever."""
+
+    attempt: float | None
+    queue: float | None
+    heartbeat: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class AgentPlan:
     """One agent step. `block_id` names the block whose branch it is, `position` its place there."""
@@ -46,7 +54,7 @@ class AgentPlan:
     template: Template
     next_step: str | None
     on_failure: str | None
-    timeout_seconds: float | None
+    limits: TimeLimits
     retry: RetryPolicy | None
     block_id: str | None
     position: int
@@ -82,6 +90,7 @@ class Plan:
 
     workflow_id: str
     workflow_version: str
+    timeout_seconds: float | None  # of a run
     start: str
     steps: Mapping[str, StepPlan]
 
@@ -112,7 +121,7 @@ def compile_plan(workflow: Workflow) -> Plan:
                 steps[step.id] = _block_plan(step, agents)
             case _:
                 assert_never(step)
-    return Plan(workflow.workflow_id, workflow.version, workflow.start_step, steps)
+    return Plan(workflow.workflow_id, workflow.version, workflow.timeout_seconds, workflow.start_step, steps)
 
 
 class _Place(NamedTuple):
@@ -121,9 +130,10 @@ class _Place(NamedTuple):
 
 
 def _agent_plan(step: AgentStep, place: _Place | None) -> AgentPlan:
-    timeout, retry = step.timeout_seconds, _retry_policy(step)
+    limits, retry = _limits(step), _retry_policy(step)
     if place is not None:  # what a branch does not say itself, its block says
-        timeout = timeout if timeout is not None else place.block.timeout_seconds
+        pairs = zip(limits, _limits(place.block), strict=True)
+        limits = TimeLimits(*(own if own is not None else default for own, default in pairs))
         retry = retry if retry is not None else _retry_policy(place.block)
     return AgentPlan(
         id=step.id,
@@ -131,11 +141,15 @@ def _agent_plan(step: AgentStep, place: _Place | None) -> AgentPlan:
         template=compile_template(step.input_mapping),
         next_step=step.next_step,
         on_failure=step.on_failure,
-        timeout_seconds=timeout,
+        limits=limits,
         retry=retry,
         block_id=place.block.id if place is not None else None,
         position=place.position if place is not None else 0,
     )
+
+
+def _limits(step: AgentStep | ParallelStep) -> TimeLimits:
+    return TimeLimits(step.timeout_seconds, step.queue_timeout_seconds, step.heartbeat_timeout_seconds)
 
 
 def _retry_policy(step: AgentStep | ParallelStep) -> RetryPolicy | None:

@@ -35,6 +35,7 @@ class Run:
     reply: ReplyAddress | None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    due_at: datetime | None = None  # when it counts as overdue
     output: Any = None
     error: ErrorInfo | None = None
 
@@ -81,7 +82,9 @@ class StepExecution(NamedTuple):
     branch_name: str | None = None
     join_policy: JoinPolicy | None = None
     agent_name: str | None = None
-    timeout_seconds: float | None = None
+    timeout_seconds: float | None = None  # of each attempt
+    queue_timeout_seconds: float | None = None
+    heartbeat_timeout_seconds: float | None = None
     attempt: int = 0
     task_id: UUID | None = None
     worker_id: str | None = None

@@ -45,9 +45,7 @@ def attempt_overdue(state: RunState, event: AttemptOverdue, moment: Moment) -> D
     step = state.steps[event.step_id]
     if step is None or step.task_id != event.task_id or step.due_at is None or step.due_at > moment.now:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
-    worker = f"worker {step.worker_id}" if step.worker_id else "its worker"
-    message = f"the attempt took longer than its timeout of {step.timeout_seconds:g} s, and {worker} did not end it"
-    failure = Failure(ErrorInfo(code=codes.TIMEOUT, message=message))
+    failure = Failure(_overdue(step, moment.now))
     return _failed(state, step._replace(finished_at=moment.now), failure, moment)
 
 
@@ -70,6 +68,19 @@ def task_undeliverable(state: RunState, event: TaskUndeliverable, moment: Moment
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     error = ErrorInfo(code=event.code, message=_why_undeliverable(step, event))
     return _failed(state, step._replace(finished_at=moment.now), Failure(error), moment)
+
+
+def _overdue(step: StepExecution, now: datetime) -> ErrorInfo:
+    if step.status is StepStatus.QUEUED:
+        message = f"no worker took the task within its queue timeout of {step.queue_timeout_seconds:g} s"
+        return ErrorInfo(code=codes.QUEUE_TIMEOUT, message=message)
+    worker = f"worker {step.worker_id}" if step.worker_id else "its worker"
+    patience, heard = step.heartbeat_timeout_seconds, step.heartbeat_at
+    if patience is not None and heard is not None and now - heard >= timedelta(seconds=patience):
+        message = f"{worker} showed no sign of life within the attempt's heartbeat timeout of {patience:g} s"
+        return ErrorInfo(code=codes.HEARTBEAT_TIMEOUT, message=message)
+    message = f"the attempt took longer than its timeout of {step.timeout_seconds:g} s, and {worker} did not end it"
+    return ErrorInfo(code=codes.TIMEOUT, message=message)
 
 
 def _why_undeliverable(step: StepExecution, event: TaskUndeliverable) -> str:
@@ -100,14 +111,21 @@ def _attempt_lives(step: StepExecution, report: AgentResult, now: datetime) -> D
     # both have the task, after a lost connection, would keep each other from ever being overdue.
     is_start = report.status is ReportStatus.STARTED and step.worker_id != report.worker_id
     if step.status is StepStatus.RUNNING and not is_start:
+        if step.heartbeat_timeout_seconds is not None:
+            seen = seen._replace(due_at=due_time(step, _began(step, now), now))
         return Decision(Verdict.APPLIED, steps=(seen,))
     started = seen.advanced(
         Trigger.START,
         worker_id=report.worker_id,
         started_at=report.started_at or now,
-        due_at=due_time(step, now),
+        due_at=due_time(step, now, now),
     )
     return Decision(Verdict.APPLIED, steps=(started,))
+
+
+def _began(step: StepExecution, now: datetime) -> datetime:
+    """Return when an attempt began: by the worker's clock, but not before its task was sent, by ours."""
+    return max((at for at in (step.started_at, step.queued_at) if at is not None), default=now)
 
 
 def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, moment: Moment) -> Decision | Wanted:

@@ -141,6 +141,7 @@ def _task_row(step: StepExecution, message_id: UUID) -> OutboxRow:
 
 
 def _task(step: StepExecution) -> dict[str, Any]:
+    silence = step.heartbeat_timeout_seconds
     return {
         "version": AgentTask.VERSION,
         "task_id": step.task_id,
@@ -152,6 +153,7 @@ def _task(step: StepExecution) -> dict[str, Any]:
         "attempt": step.attempt,
         "input": step.input,
         **({"timeout_seconds": step.timeout_seconds} if step.timeout_seconds is not None else {}),
+        **({"heartbeat_timeout_seconds": silence} if silence is not None else {}),
     }
 
 

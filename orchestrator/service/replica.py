@@ -74,7 +74,7 @@ class Replica:
         self.gatekeeper = Gatekeeper(storage, broker, self.driver, replica_id)
         self.relay = Relay(storage, broker, self.driver, unknown_agent_after=unknown_agent_after)
         self.timers = Timers(storage, self.driver)
-        wakes = {Due.MESSAGES: self.relay.wake, Due.ATTEMPTS: self.timers.wake, Due.GATES: self.gatekeeper.wake}
+        wakes = {Due.MESSAGES: self.relay.wake, Due.TIMES: self.timers.wake, Due.GATES: self.gatekeeper.wake}
         self.lookout = Lookout(storage, replica_id, self.driver.database, wakes)
         self.reconciler = Reconciler(storage, broker, self.driver, silent_after=silent_after)
         # A new gate's queue must be there before its tickets go out.

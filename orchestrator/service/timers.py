@@ -1,4 +1,4 @@
-"""Time: attempts that are overdue end, and next attempts start, by whichever replica comes first."""
+"""Time: what is overdue ends, and next attempts start, by whichever replica comes first."""
 
 import asyncio
 from typing import Final
@@ -11,7 +11,7 @@ PAGE: Final = 100
 
 
 class Timers:
-    """Ends attempts that are overdue, and starts those whose time has come."""
+    """Ends attempts and runs that are overdue, and starts attempts whose time has come."""
 
     def __init__(self, storage: Storage, driver: Driver) -> None:
         self._storage = storage
@@ -32,7 +32,7 @@ class Timers:
 
     async def run_once(self) -> bool:
         """Have a page of what is due decided; return whether there may be more."""
-        due = await self._storage.due_steps(PAGE)
+        due = await self._storage.due_inputs(PAGE)
         if due:
             reach("timers.due_found", due)
             await self._driver.drive(due)

@@ -9,7 +9,8 @@ from orchestrator.storage.database import Database
 # rows are due, as statistics from a busy moment say of the outbox.
 _DUE: Final = """
     SELECT (SELECT true FROM outbox WHERE due_at <= now() ORDER BY due_at LIMIT 1) IS NOT NULL AS messages,
-        (SELECT true FROM step_executions WHERE due_at <= now() ORDER BY due_at LIMIT 1) IS NOT NULL AS attempts,
+        (SELECT true FROM step_executions WHERE due_at <= now() ORDER BY due_at LIMIT 1) IS NOT NULL
+            OR (SELECT true FROM runs WHERE due_at <= now() ORDER BY due_at LIMIT 1) IS NOT NULL AS times,
         EXISTS (SELECT FROM gates WHERE holder = $1 OR lease_until < now()) AS gates
 """
 
@@ -18,7 +19,7 @@ class Due(StrEnum):
     """A kind of thing that some replica should look after now."""
 
     MESSAGES = "messages"  # of the outbox: their sender had its time, or has failed
-    ATTEMPTS = "attempts"  # are overdue
+    TIMES = "times"  # of attempts, next attempts or runs have come
     GATES = "gates"  # are held by the replica that asks, or their lease has lapsed
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from orchestrator.engine.inputs import AttemptOverdue, RetryDue
+from orchestrator.engine.inputs import DueInput
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage.changes import Changes, OutboxRow
 from orchestrator.storage.dead_letters import NewDeadLetter, Undeliverable
@@ -98,10 +98,10 @@ class Storage(Protocol):
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
         """Return those of *step_ids* that are final."""
 
-    async def due_steps(self, limit: int) -> Sequence[AttemptOverdue | RetryDue]:
-        """Return attempts that are overdue, and steps whose next attempt starts; nothing of it is locked.
+    async def due_inputs(self, limit: int) -> Sequence[DueInput]:
+        """Return attempts and runs that are overdue, and steps whose next attempt starts, the longest first.
 
-        Those that have been due the longest come first. Deciding about them looks again.
+        Nothing of it is locked: deciding about it looks again.
         """
 
     async def count_silent(self, seconds: float) -> Sequence[Silence]:

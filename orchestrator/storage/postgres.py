@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from messaging.crash_points import reach
-from orchestrator.engine.inputs import AttemptOverdue, RetryDue
+from orchestrator.engine.inputs import DueInput
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.errors import RunLocked
 from orchestrator.storage import dead_letters, definitions, due, gates, silent, timers, writes
@@ -106,9 +106,9 @@ class PostgresStorage:
         """Return those of *step_ids* that are final."""
         return await gates.branches_over(self._database, run_id, step_ids)
 
-    async def due_steps(self, limit: int) -> Sequence[AttemptOverdue | RetryDue]:
-        """Return attempts that are overdue, and steps whose next attempt starts, the longest first."""
-        return await timers.due_steps(self._database, limit)
+    async def due_inputs(self, limit: int) -> Sequence[DueInput]:
+        """Return what is due, the longest first."""
+        return await timers.due_inputs(self._database, limit)
 
     async def count_silent(self, seconds: float) -> Sequence[Silence]:
         """Return the agents that have attempts without a sign of life for *seconds*, by name."""

@@ -10,14 +10,15 @@ from schemas.stored_json import read_stored
 
 STEP_COLUMNS: Final = """
     s.run_id, s.step_id, s.status, s.position, s.parent_step_id, s.branch_name, s.join_policy, s.agent_name,
-    s.timeout_seconds, s.attempt, s.task_id, s.worker_id, s.max_parallelism, s.branches_total, s.branches_open,
-    s.branches_failed, s.branches_dispatched, s.branches_passed, s.created_at, s.queued_at, s.started_at,
-    s.heartbeat_at, s.finished_at, s.due_at, s.ready_at, s.postponed, s.branches_ready, s.error::text AS error"""
+    s.timeout_seconds, s.queue_timeout_seconds, s.heartbeat_timeout_seconds, s.attempt, s.task_id, s.worker_id,
+    s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched, s.branches_passed,
+    s.branches_ready, s.created_at, s.queued_at, s.started_at, s.heartbeat_at, s.finished_at, s.due_at, s.ready_at,
+    s.postponed, s.error::text AS error"""
 
 RUN_COLUMNS: Final = """
     r.id AS "run.id", r.status AS "run.status", r.definition_id AS "run.definition_id",
     r.request_digest AS "run.request_digest", r.reply_to AS "run.reply_to", r.correlation_id AS "run.correlation_id",
-    r.started_at AS "run.started_at", r.finished_at AS "run.finished_at"
+    r.started_at AS "run.started_at", r.finished_at AS "run.finished_at", r.due_at AS "run.due_at"
 """
 
 
@@ -33,6 +34,8 @@ def to_step(row: Row, values: Any = None) -> StepExecution:
         join_policy=JoinPolicy(row["join_policy"]) if row["join_policy"] is not None else None,
         agent_name=row["agent_name"],
         timeout_seconds=row["timeout_seconds"],
+        queue_timeout_seconds=row["queue_timeout_seconds"],
+        heartbeat_timeout_seconds=row["heartbeat_timeout_seconds"],
         attempt=row["attempt"],
         task_id=row["task_id"],
         worker_id=row["worker_id"],
@@ -60,6 +63,7 @@ def to_run(row: Row) -> Run:
         reply=ReplyAddress(row["run.reply_to"], row["run.correlation_id"]) if row["run.reply_to"] is not None else None,
         started_at=row["run.started_at"],
         finished_at=row["run.finished_at"],
+        due_at=row["run.due_at"],
     )
 
 

@@ -75,9 +75,11 @@ runs: Final = Table(
     _time("created_at", nullable=False),
     _time("started_at"),
     _time("finished_at"),
+    _time("due_at"),  # when the run counts as overdue
     _one_of("status", RunStatus),
     Index(None, "created_at"),
     Index(None, "status", "created_at"),
+    Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
     Index(None, "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
 )
 
@@ -99,6 +101,8 @@ step_executions: Final = Table(
     Column("output", JSON),
     Column("error", JSON),
     Column("timeout_seconds", Double),
+    Column("queue_timeout_seconds", Double),
+    Column("heartbeat_timeout_seconds", Double),
     # A block's limit and counters; null on agent steps.
     Column("max_parallelism", Integer),
     Column("branches_total", Integer),
@@ -112,7 +116,7 @@ step_executions: Final = Table(
     _time("started_at"),
     _time("heartbeat_at"),
     _time("finished_at"),
-    _time("due_at"),  # when a running attempt counts as overdue, or the next one starts
+    _time("due_at"),  # when the attempt counts as overdue, or the next one starts
     _time("ready_at"),  # since when the next attempt waits for a slot of its block
     Column("postponed", Integer, nullable=False, server_default=text("0")),  # attempts that do not count
     _one_of("status", StepStatus),

@@ -35,6 +35,7 @@ _STEP_TYPES: Final = {
     "run_id": "uuid", "step_id": "text", "parent_step_id": "text", "branch_name": "text", "join_policy": "text",
     "position": "integer", "status": "text", "agent_name": "text", "attempt": "integer", "task_id": "uuid",
     "worker_id": "text", "input": "json", "output": "json", "error": "json", "timeout_seconds": "double precision",
+    "queue_timeout_seconds": "double precision", "heartbeat_timeout_seconds": "double precision",
     "max_parallelism": "integer", "branches_total": "integer", "branches_open": "integer",
     "branches_failed": "integer", "branches_dispatched": "integer", "branches_passed": "integer",
     "created_at": "timestamptz", "queued_at": "timestamptz", "started_at": "timestamptz", "heartbeat_at": "timestamptz",
@@ -49,11 +50,11 @@ _ENDED_TYPES: Final = {
 _RUN_TYPES: Final = {
     "id": "uuid", "workflow_id": "text", "workflow_version": "text", "definition_id": "text", "status": "text",
     "input": "json", "labels": "jsonb", "request_digest": "text", "reply_to": "text", "correlation_id": "text",
-    "created_at": "timestamptz", "started_at": "timestamptz",
+    "created_at": "timestamptz", "started_at": "timestamptz", "due_at": "timestamptz",
 }  # fmt: skip
 _RUN_CHANGES: Final = {
     "id": "uuid", "status": "text", "output": "json", "error": "json", "reply_to": "text", "correlation_id": "text",
-    "finished_at": "timestamptz",
+    "finished_at": "timestamptz", "due_at": "timestamptz",
 }  # fmt: skip
 _STEP_CHANGES: Final = _RETRY_TYPES | {
     name: _STEP_TYPES[name]
@@ -239,6 +240,7 @@ def _run_inserts(runs: Iterable[tuple[Run, RunRequested]]) -> Arguments:
             run.reply.correlation_id if run.reply else None,
             run.started_at,
             run.started_at,
+            run.due_at,
         )
         for run, request in runs
     )
@@ -255,6 +257,7 @@ def _run_updates(runs: Iterable[Run]) -> Arguments:
             run.reply.queue if run.reply else None,
             run.reply.correlation_id if run.reply else None,
             run.finished_at,
+            run.due_at,
         )
         for run in runs
     )

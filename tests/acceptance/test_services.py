@@ -143,7 +143,7 @@ def test_a_cancelled_run_makes_room_for_the_next_one_at_its_worker(cluster: Clus
     orchestrator, worker = cluster.start_orchestrator(), cluster.start_worker("--concurrency", "1")
     run_id = cluster.forkjoin("submit", napping(tmp_path, BRANCHES, LONG_SECONDS)).stdout.strip()
     waiting = cluster.launch("orchestrator", "runs", "watch", run_id)
-    wait_until(lambda: " RUNNING    block / " in waiting.log.read_text(), PATIENCE_SECONDS, waiting.log.read_text)
+    wait_until(lambda: " RUNNING    block / " in waiting.log.read_text(), PATIENCE, waiting.log.read_text)
 
     cancelled = cluster.forkjoin("runs", "cancel", run_id)
 

@@ -179,7 +179,7 @@ def test_a_registered_workflow_runs_by_its_id_and_its_runs_are_found_by_labels(
         assert (done.returncode, json.loads(done.stdout)) == (0, {"b0": {"v": "2.0"}}), done.stderr
     result = json.loads(named.stdout)
     assert result["output"] == {"b0": {"v": "1.0"}}
-    wait_until(lambda: status(standing, red) == "COMPLETED", LONG_ENOUGH, lambda: "it does not end")
+    wait_until(lambda: status(standing, red) == "COMPLETED", PATIENCE, lambda: "it does not end")
     assert listed(standing, "--label", "team=blue") == [result["run_id"], blue]
     assert listed(standing, "--label", "team=blue", "--label", "env=a=b", "--status", "completed") == [blue]
     assert listed(standing, "--workflow", "greet") == [red, result["run_id"], blue]

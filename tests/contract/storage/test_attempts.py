@@ -1,6 +1,7 @@
 """Attempts that somebody should look at: those that are overdue, and those that nobody has heard of for a while."""
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -8,7 +9,7 @@ import asyncpg
 import pytest
 
 from orchestrator.engine.decision import EndedAttempt
-from orchestrator.engine.inputs import AttemptOverdue, RetryDue, TaskMissing
+from orchestrator.engine.inputs import AttemptOverdue, RetryDue, RunOverdue, TaskMissing
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import Wanted
 from orchestrator.storage.changes import Changes
@@ -20,8 +21,10 @@ from schemas.statuses import RunStatus, StepStatus
 from tests.contract.storage.backends import Backend
 from tests.contract.storage.rows import (
     BLOCK,
+    DOCUMENT,
     NOTHING,
     TIME,
+    WORKFLOW,
     add_run,
     block,
     branch,
@@ -59,16 +62,38 @@ async def test_attempts_are_overdue_when_their_time_is_up_the_longest_first(back
     await add_run(storage, *steps, run_id=RUN)
     tasks = {one.step_id: one.task_id for one in steps}
     expected = [AttemptOverdue(RUN, name, task) for name in ("long", "some", "just") if (task := tasks[name])]
-    assert await storage.due_steps(10) == expected
-    assert await storage.due_steps(2) == expected[:2]
+    assert await storage.due_inputs(10) == expected
+    assert await storage.due_inputs(2) == expected[:2]
 
 
 async def test_a_step_without_a_task_is_due_for_its_next_attempt(backend: Backend, storage: Storage) -> None:
     past = backend.now() - timedelta(seconds=3)
     waiting = step(RUN, "one", attempt=1, due_at=past)
     await add_run(storage, waiting, step(RUN, "two", due_at=backend.now() + timedelta(seconds=60)), run_id=RUN)
-    assert await storage.due_steps(10) == [RetryDue(RUN, "one")]
-    assert Due.ATTEMPTS in await storage.what_is_due("r")
+    assert await storage.due_inputs(10) == [RetryDue(RUN, "one")]
+    assert Due.TIMES in await storage.what_is_due("r")
+
+
+async def test_runs_are_due_among_the_steps_until_they_have_ended(backend: Backend, storage: Storage) -> None:
+    def ago(seconds: float) -> datetime:
+        return backend.now() - timedelta(seconds=seconds)
+
+    await storage.store_definition(WORKFLOW, DOCUMENT)
+    late, later, calm = (
+        run(UUID(int=7), due_at=ago(60)),
+        run(UUID(int=8), due_at=ago(5)),
+        run(UUID(int=9), due_at=ago(-60)),
+    )
+    for one in (late, later, calm, run(UUID(int=10))):
+        await write(storage, one.id, changes(new=one))
+    await write(storage, late.id, changes(step(late.id, "one", attempt=1, due_at=ago(30))))
+    found = [RunOverdue(late.id), RetryDue(late.id, "one"), RunOverdue(later.id)]
+    assert await storage.due_inputs(10) == found
+    assert await storage.due_inputs(1) == found[:1]
+    assert Due.TIMES in await storage.what_is_due("r")
+    assert (await seen(storage, later.id)).run == later
+    await write(storage, late.id, changes(ended=replace(late, status=RunStatus.FAILED, due_at=None)))
+    assert await storage.due_inputs(10) == found[1:]
 
 
 async def test_an_attempt_that_is_followed_by_another_is_kept_once(storage: Storage) -> None:
@@ -97,14 +122,14 @@ async def test_a_cancelled_run_leaves_nothing_ready(backend: Backend, storage: S
     assert cancelled is not None
     assert cancelled.branches is not None
     assert cancelled.branches.ready == 0
-    assert await storage.due_steps(10) == []
+    assert await storage.due_inputs(10) == []
 
 
 async def test_an_attempt_that_has_ended_is_not_overdue(backend: Backend, storage: Storage) -> None:
     late = attempt(backend, "one", age=9, due_at=backend.now() - timedelta(seconds=3))
     await add_run(storage, late, run_id=RUN)
     await write(storage, RUN, changes(changed=[step(RUN, "one", StepStatus.FAILED)]))
-    assert await storage.due_steps(10) == []
+    assert await storage.due_inputs(10) == []
 
 
 async def test_silent_and_fresh_attempts_are_counted_by_agent(backend: Backend, storage: Storage) -> None:

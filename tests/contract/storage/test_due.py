@@ -73,7 +73,7 @@ async def test_an_attempt_is_due_when_its_time_is_up_until_it_has_ended(backend:
     await add_run(storage, *attempts[:2], run_id=RUN)
     assert await storage.what_is_due(NOBODY) == frozenset()
     await write(storage, RUN, changes(attempts[2]))
-    assert await storage.what_is_due(NOBODY) == {Due.ATTEMPTS}
+    assert await storage.what_is_due(NOBODY) == {Due.TIMES}
     await write(storage, RUN, changes(changed=[step(RUN, "late", StepStatus.FAILED)]))
     assert await storage.what_is_due(NOBODY) == frozenset()
 

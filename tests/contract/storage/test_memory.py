@@ -222,7 +222,7 @@ async def test_a_scheduler_is_asked_at_every_operation(memory: MemoryStorage, wi
     await client.release_leases("a")
     await client.delete_gate("a", RUN, BLOCK)
     await client.branches_over(RUN, [])
-    await client.due_steps(1)
+    await client.due_inputs(1)
     await client.count_silent(1)
     await client.oldest_silent("echo", 1, 1)
     identity = await client.store_definition(WORKFLOW, DOCUMENT)

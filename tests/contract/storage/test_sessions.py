@@ -79,7 +79,7 @@ async def test_nobody_sees_what_is_not_committed(storage: Storage, other: Storag
     async with locking(storage, runs[0]) as session:
         await session.write(changes(step(new.id, "two"), new=new, changed=over, outbox=[(message(new.id), 0)]))
         assert await other.branches_over(runs[0], ["one"]) == frozenset()
-        assert await other.due_steps(10) == []
+        assert await other.due_inputs(10) == []
         assert (await seen(other, new.id, everything)).steps["two"] is None
         async with other.outbox() as outbox:
             assert await outbox.lock_due(10) == []

@@ -220,7 +220,7 @@ async def test_cancelling_takes_what_is_open_and_leaves_what_is_over(storage: St
     assert state.steps["z-0"] == over._replace(output=None)
     assert state.steps["y-1"] == open_steps[0]._replace(due_at=None, **end)
     assert state.steps[BLOCK] == block(RUN, open=0)._replace(**end)
-    assert await storage.due_steps(10) == []
+    assert await storage.due_inputs(10) == []
 
 
 @pytest.mark.parametrize("constraint", ["step_executions_pkey", "uq_step_executions_task_id"])

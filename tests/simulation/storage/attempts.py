@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from uuid import UUID
 
-from orchestrator.engine.inputs import AttemptOverdue, RetryDue, TaskMissing
+from orchestrator.engine.inputs import AttemptOverdue, DueInput, RetryDue, RunOverdue, TaskMissing
 from orchestrator.engine.records import StepExecution
 from orchestrator.storage.silent import PATIENCE_WITH_WORKERS, Silence, SilentAttempt
 from schemas.statuses import StepStatus
@@ -30,12 +30,15 @@ async def branches_over(transaction: Transaction, run_id: UUID, step_ids: Sequen
     return frozenset(row.record.step_id for row in rows if row is not None and row.record.status.is_final)
 
 
-async def due_steps(transaction: Transaction, limit: int) -> Sequence[AttemptOverdue | RetryDue]:
-    """Return attempts that are overdue, and steps whose next attempt starts, the longest first."""
-    tables = transaction.tables
-    due = sorted((due_at, key) for key, due_at in tables.due.items() if due_at <= transaction.now)
-    tasks = ((key, tables.steps[key].record.task_id) for _, key in due[:limit])
-    return [AttemptOverdue(*key, task_id) if task_id is not None else RetryDue(*key) for key, task_id in tasks]
+async def due_inputs(transaction: Transaction, limit: int) -> Sequence[DueInput]:
+    """Return what is due, the longest first."""
+    steps, runs, now = transaction.tables.steps, transaction.tables.due_runs, transaction.now
+    due = [(at, key, steps[key].record.task_id) for key, at in transaction.tables.due.items() if at <= now]
+    found: list[tuple[datetime, DueInput]] = [
+        (at, AttemptOverdue(*key, task_id) if task_id is not None else RetryDue(*key)) for at, key, task_id in due
+    ]
+    found += [(at, RunOverdue(run_id)) for run_id, at in runs.items() if at <= now]
+    return [event for _, event in sorted(found, key=lambda entry: entry[0])[:limit]]
 
 
 async def count_silent(transaction: Transaction, seconds: float) -> Sequence[Silence]:

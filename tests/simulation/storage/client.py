@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, NoReturn, Protocol, TypeVar
 from uuid import UUID
 
-from orchestrator.engine.inputs import AttemptOverdue, RetryDue
+from orchestrator.engine.inputs import DueInput
 from orchestrator.storage.dead_letters import NewDeadLetter
 from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
@@ -141,9 +141,9 @@ class MemoryClient:
         """Return those of *step_ids* that are final."""
         return await self._alone(Operation.BRANCHES_OVER, lambda begun: attempts.branches_over(begun, run_id, step_ids))
 
-    async def due_steps(self, limit: int) -> Sequence[AttemptOverdue | RetryDue]:
-        """Return attempts that are overdue, and steps whose next attempt starts, the longest first."""
-        return await self._alone(Operation.DUE_STEPS, lambda begun: attempts.due_steps(begun, limit))
+    async def due_inputs(self, limit: int) -> Sequence[DueInput]:
+        """Return what is due, the longest first."""
+        return await self._alone(Operation.DUE_INPUTS, lambda begun: attempts.due_inputs(begun, limit))
 
     async def count_silent(self, seconds: float) -> Sequence[Silence]:
         """Return the agents that have attempts without a sign of life for *seconds*, by name."""

@@ -9,7 +9,7 @@ async def what_is_due(transaction: Transaction, replica_id: str) -> frozenset[Du
     tables, now = transaction.tables, transaction.now
     found = {
         Due.MESSAGES: any(entry.due_at <= now for entry in transaction.messages()),
-        Due.ATTEMPTS: any(due_at <= now for due_at in tables.due.values()),
+        Due.TIMES: any(at <= now for times in (tables.due, tables.due_runs) for at in times.values()),
         Due.GATES: any(gate.holder == replica_id or gate.lease_until < now for gate in tables.gates.values()),
     }
     return frozenset(kind for kind, is_due in found.items() if is_due)

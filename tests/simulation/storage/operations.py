@@ -28,7 +28,7 @@ class Operation(StrEnum):
     RELEASE_LEASES = "release leases"
     DELETE_GATE = "delete gate"
     BRANCHES_OVER = "branches over"
-    DUE_STEPS = "due steps"
+    DUE_INPUTS = "due inputs"
     COUNT_SILENT = "count silent"
     OLDEST_SILENT = "oldest silent"
     STORE_DEFINITION = "store definition"

@@ -126,7 +126,7 @@ def inserted_run(run: Run, request: RunRequested) -> RunRow:
 
 def updated_run(row: RunRow, run: Run) -> RunRow:
     """Return a run's row after an update: null as output or error means "as it was"."""
-    record = replace(row.record, status=run.status, reply=run.reply, finished_at=run.finished_at)
+    record = replace(row.record, status=run.status, reply=run.reply, finished_at=run.finished_at, due_at=run.due_at)
     output = dump_json(run.output) if run.status is RunStatus.COMPLETED else row.output
     error = dump_json(run.error) if run.error is not None else row.error
     return RunRow(record, row.input, output, error)

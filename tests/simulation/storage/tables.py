@@ -70,6 +70,7 @@ class Tables:
         self.definitions: dict[str, StoredDefinition] = {}
         self.by_task: dict[UUID, StepKey] = {}
         self.due: dict[StepKey, datetime] = {}
+        self.due_runs: dict[UUID, datetime] = {}
         self.families: defaultdict[Family, list[Place]] = defaultdict(list)
         self._open: dict[StepKey, None] = {}
 
@@ -87,6 +88,8 @@ class Tables:
         self.steps |= changes.steps
         self.ended |= changes.ended
         self.runs |= changes.runs
+        for run_id, run in changes.runs.items():
+            _note(self.due_runs, run_id, run.record.due_at)
         self.definitions |= changes.definitions
         _merge(self.outbox, changes.outbox)
         _merge(self.gates, changes.gates)
@@ -119,7 +122,7 @@ class Tables:
             self._open.pop(key, None)
 
 
-def _note(times: dict[StepKey, datetime], key: StepKey, time: datetime | None) -> None:
+def _note(times: dict[K, datetime], key: K, time: datetime | None) -> None:
     if time is None:
         times.pop(key, None)
     else:

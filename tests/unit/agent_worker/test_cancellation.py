@@ -391,7 +391,7 @@ async def test_closing_during_the_grace_gives_the_task_back_and_cancels_the_agen
 @pytest.fixture
 async def suspects(bench, task, monkeypatch, eventually) -> Any:
     """Two tasks of the run in the queue of "echo" that came back so often that they run one at a time."""
-    monkeypatch.setattr("agent_worker.desk.LONGEST_SUSPENSE", 0.001)
+    monkeypatch.setattr("agent_worker.suspects.GATHERING", 0.05)
     await bench.send(task(run_id=RUN), task(run_id=RUN))
     for _ in range(SUSPECT_FROM):
         consumer = await bench.client.consume(agent_queue("echo"), prefetch=2)

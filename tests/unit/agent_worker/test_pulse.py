@@ -1,4 +1,5 @@
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,20 @@ async def test_each_pulse_is_told_when_it_is_due_also_while_another_beats(eventu
     assert sent == [(n, ReportStatus.STARTED) for n in (0, 2, 3)]
     for pulse in pulses:
         pulse.stop()
+
+
+async def test_an_attempt_that_may_be_silent_for_less_time_beats_more_often(eventually: Callable[..., Any]) -> None:
+    rhythm = Rhythm(PulseTiming(started_after=0.001, heartbeat_interval=3_600))
+    sent: list[str] = []
+    pulses = [
+        AttemptPulse(lambda status, n=name: sent.append(n), rhythm, silence)  # type: ignore[misc]
+        for name, silence in (("patient", math.inf), ("hasty", 0.001), ("slow", 7_200.0))
+    ]
+    await eventually(lambda: sent.count("hasty") >= 4)
+    assert (sent.count("patient"), sent.count("slow")) == (1, 1)
+    for pulse in pulses:
+        pulse.stop()
+    await eventually(lambda: rhythm._timer is None)
 
 
 async def test_a_pulse_that_begins_when_all_others_have_ended_is_told_too(eventually: Callable[..., Any]) -> None:

@@ -215,7 +215,8 @@ def test_an_unknown_field_like_no_other_is_refused_with_what_there_is(workflow: 
 
     assert str(problem) == (
         'steps.step-b.colour: a step has no field "colour"; it may also have "id", "description", "on_failure", '
-        '"retry", "retry_strategy", "input_mapping" [unknown_field]'
+        '"queue_timeout_seconds", "heartbeat_timeout_seconds", "retry", "retry_strategy", "input_mapping" '
+        "[unknown_field]"
     )
 
 

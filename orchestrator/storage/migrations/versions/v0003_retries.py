@@ -1,4 +1,4 @@
-"""Attempts that are followed by another, and what a step needs to wait for one; an index to find runs by labels."""
+"""Attempts that are followed by another, more limits of time, and an index to find runs by labels."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -32,6 +32,10 @@ def upgrade() -> None:
     op.add_column("step_executions", sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("step_executions", sa.Column("postponed", sa.Integer(), server_default=sa.text("0"), nullable=False))
     op.add_column("step_executions", sa.Column("branches_ready", sa.Integer(), nullable=True))
+    op.add_column("step_executions", sa.Column("queue_timeout_seconds", sa.Double(), nullable=True))
+    op.add_column("step_executions", sa.Column("heartbeat_timeout_seconds", sa.Double(), nullable=True))
+    op.add_column("runs", sa.Column("due_at", sa.DateTime(timezone=True), nullable=True))
+    op.create_index("ix_runs_due_at", "runs", ["due_at"], postgresql_where=sa.text("due_at IS NOT NULL"))
     op.create_index(
         "ix_step_executions_ready",
         "step_executions",
@@ -47,6 +51,10 @@ def downgrade() -> None:
     """Drop the history; steps that wait for another attempt wait for ever."""
     op.drop_index("ix_runs_labels", table_name="runs")
     op.drop_index("ix_step_executions_ready", table_name="step_executions")
+    op.drop_index("ix_runs_due_at", table_name="runs")
+    op.drop_column("runs", "due_at")
+    op.drop_column("step_executions", "heartbeat_timeout_seconds")
+    op.drop_column("step_executions", "queue_timeout_seconds")
     op.drop_column("step_executions", "branches_ready")
     op.drop_column("step_executions", "postponed")
     op.drop_column("step_executions", "ready_at")

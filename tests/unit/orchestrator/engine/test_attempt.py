@@ -11,6 +11,7 @@ from schemas.statuses import JoinPolicy, StepStatus
 from tests.unit.orchestrator.engine.scene import (
     NOW,
     RUN,
+    after,
     agent,
     agent_plan,
     branch_row,
@@ -68,9 +69,22 @@ def test_an_attempt_that_is_under_way_is_not_dispatched_again() -> None:
 
 
 def test_an_attempt_is_due_when_its_worker_had_time_to_end_it_itself() -> None:
-    assert due_time(step_row(timeout_seconds=5.0), NOW) == NOW + timedelta(seconds=5) + TIMEOUT_GRACE
+    assert due_time(step_row(timeout_seconds=5.0), NOW, NOW) == NOW + timedelta(seconds=5) + TIMEOUT_GRACE
     assert timedelta(0) < TIMEOUT_GRACE
 
 
 def test_an_attempt_without_a_timeout_is_never_due() -> None:
-    assert due_time(step_row(timeout_seconds=None), NOW) is None
+    assert due_time(step_row(timeout_seconds=None), NOW, NOW) is None
+
+
+def test_a_silent_attempt_is_due_when_its_patience_is_over_or_its_time() -> None:
+    row = step_row(timeout_seconds=60.0, heartbeat_timeout_seconds=5.0)
+    assert due_time(row, NOW, after(30)) == after(35)
+    assert due_time(row, NOW, after(68)) == after(60) + TIMEOUT_GRACE
+    assert due_time(row._replace(timeout_seconds=None), NOW, after(68)) == after(73)
+
+
+def test_a_task_is_due_when_no_worker_has_taken_it_in_time() -> None:
+    waiting = step_row(status=StepStatus.PENDING, attempt=1, queue_timeout_seconds=7.0)
+    assert dispatched(waiting, NOW, counted_ids()).due_at == after(7)
+    assert dispatched(waiting._replace(queue_timeout_seconds=None), NOW, counted_ids()).due_at is None

@@ -1,5 +1,7 @@
 """A run's way through its plan."""
 
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -7,10 +9,10 @@ import pytest
 from orchestrator.engine import codes
 from orchestrator.engine.decide import apply
 from orchestrator.engine.decision import Decision, SendCancellation, SendResult, SendTask, Verdict
-from orchestrator.engine.inputs import CancelRequested, StepEnded, StepReached
+from orchestrator.engine.inputs import CancelRequested, RunOverdue, StepEnded, StepReached
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import Plan
-from orchestrator.engine.records import ReplyAddress, StepExecution
+from orchestrator.engine.records import ReplyAddress, Run, StepExecution
 from orchestrator.engine.state import FailedBranch, RunState, RunValues, Wanted
 from schemas.messages import ErrorInfo, RunResult
 from schemas.scope import StepOutcome
@@ -307,3 +309,53 @@ def block_ended(handlers: dict[str, str], failed: str, error: ErrorInfo = ERROR)
 def results(decision: Decision) -> list[tuple[ReplyAddress, ResultStatus, Any, ErrorInfo | None]]:
     sends = [send for send in decision.sends if isinstance(send, SendResult)]
     return [(send.to, send.result.status, send.result.output, send.result.error) for send in sends]
+
+
+# A run that takes too long
+
+TIMED = plan_of(step=agent())
+
+
+def timed(run: Run) -> RunState:
+    return known(step_row(), run=run, plan=replace(TIMED, timeout_seconds=30.0))
+
+
+def test_a_run_gets_its_due_time_when_it_starts() -> None:
+    state = RunState(None, plan=replace(TIMED, timeout_seconds=30.0))
+    assert decided(state, requested()).run == replace(run_row(), due_at=after(30))
+    assert decided(RunState(None, plan=TIMED), requested()).run == run_row()
+
+
+def test_a_run_whose_time_is_up_fails_with_all_that_is_open() -> None:
+    decision = decided(timed(run_row(due_at=after(30), reply=REPLY)), RunOverdue(RUN), after(30))
+    run = decision.run
+    assert run is not None
+    assert run.error is not None
+    assert (run.status, run.finished_at, run.due_at) == (RunStatus.FAILED, after(30), None)
+    assert (run.error.code, run.error.message) == (codes.RUN_TIMEOUT, "the run took longer than its timeout of 30 s")
+    assert decision.cancels_open_steps
+    told, cancellation = decision.sends
+    assert isinstance(told, SendResult)
+    assert cancellation == SendCancellation(RUN)
+
+
+@pytest.mark.parametrize(
+    ("run", "now"),
+    [
+        (run_row(due_at=after(30)), after(29.999)),
+        (run_row(), after(60)),
+        (run_row(status=RunStatus.COMPLETED), after(60)),
+        (run_row(status=RunStatus.CANCELLED), after(60)),
+    ],
+)
+def test_a_run_is_not_overdue_before_its_time_or_after_its_end(run: Run, now: datetime) -> None:
+    assert decided(timed(run), RunOverdue(RUN), now) == Decision(Verdict.STALE, codes.RUN_IS_FINAL)
+
+
+def test_a_run_that_ends_is_not_due_any_more() -> None:
+    state = timed(run_row(due_at=after(30)))
+    state.put_step(step_row(status=StepStatus.COMPLETED))
+    state.outcomes["step"] = StepOutcome(StepStatus.COMPLETED, 1, None)
+    run = decided(state, StepEnded(RUN, "step")).run
+    assert run is not None
+    assert run.due_at is None

@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.engine.plan import TimeLimits
 from tests.unit.orchestrator.engine.scene import agent, agent_plan, block_plan, parallel, plan_of, three_branches
 
 
@@ -18,18 +19,33 @@ def test_branches_stand_in_the_order_of_the_block_not_of_the_document() -> None:
 
 def test_a_step_outside_every_block_names_none() -> None:
     alone = agent_plan(plan_of(alone=agent()), "alone")
-    assert (alone.block_id, alone.position, alone.timeout_seconds) == (None, 0, None)
+    assert (alone.block_id, alone.position, alone.limits) == (None, 0, TimeLimits(None, None, None))
 
 
-def test_the_timeout_of_a_block_is_the_default_of_its_branches_only() -> None:
+def test_the_time_limits_of_a_block_are_the_defaults_of_its_branches_only() -> None:
     plan = plan_of(
-        block=parallel("a", "b", timeout_seconds=60.0, next_step="then"),
-        a=agent(),
+        block=parallel("a", "b", timeout_seconds=60.0, queue_timeout_seconds=30.0, next_step="then"),
+        a=agent(heartbeat_timeout_seconds=9.0),
         b=agent(timeout_seconds=5.0),
         then=agent(),
     )
-    timeouts = {step_id: agent_plan(plan, step_id).timeout_seconds for step_id in ("a", "b", "then")}
-    assert timeouts == {"a": 60.0, "b": 5.0, "then": None}
+    limits = {step_id: agent_plan(plan, step_id).limits for step_id in ("a", "b", "then")}
+    assert limits == {
+        "a": TimeLimits(60.0, 30.0, 9.0),
+        "b": TimeLimits(5.0, 30.0, None),
+        "then": TimeLimits(None, None, None),
+    }
+
+
+def test_the_retry_of_a_block_is_the_default_of_its_branches_only() -> None:
+    plan = plan_of(
+        block=parallel("a", "b", retry={"max_attempts": 7}, next_step="then"),
+        a=agent(),
+        b=agent(retry_strategy={"max_retries": 1}),
+        then=agent(),
+    )
+    retries = {step_id: agent_plan(plan, step_id).retry for step_id in ("a", "b", "then")}
+    assert {name: policy and policy.max_attempts for name, policy in retries.items()} == {"a": 7, "b": 2, "then": None}
 
 
 @pytest.mark.parametrize(

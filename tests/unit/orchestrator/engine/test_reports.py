@@ -272,6 +272,38 @@ def test_an_attempt_whose_time_is_up_fails_with_its_timeout_and_worker_named(lat
     assert decision.then == (StepEnded(RUN, "step"),)
 
 
+def test_a_task_that_no_worker_took_in_time_fails_with_its_own_code() -> None:
+    (step,) = decided(known(step_row(due_at=after(7), queue_timeout_seconds=7.0)), overdue(), after(7)).steps
+    assert step.error is not None
+    assert (step.status, step.error.code) == (StepStatus.FAILED, codes.QUEUE_TIMEOUT)
+    assert "within its queue timeout of 7 s" in step.error.message
+
+
+def test_an_attempt_that_was_silent_for_too_long_fails_with_its_own_code() -> None:
+    row = running_row(due_at=after(9), heartbeat_at=after(5), heartbeat_timeout_seconds=4.0)
+    (step,) = decided(known(row), overdue(), after(9)).steps
+    assert step.error is not None
+    assert (step.error.code, step.error.message) == (
+        codes.HEARTBEAT_TIMEOUT,
+        "worker worker-1 showed no sign of life within the attempt's heartbeat timeout of 4 s",
+    )
+
+
+def test_an_attempt_that_speaks_and_takes_too_long_fails_with_its_timeout() -> None:
+    row = running_row(due_at=after(15), heartbeat_at=after(14), heartbeat_timeout_seconds=4.0)
+    (step,) = decided(known(row), overdue(), after(15)).steps
+    assert step.error is not None
+    assert step.error.code == codes.TIMEOUT
+
+
+def test_each_sign_of_life_puts_off_the_end_of_a_patience_but_not_of_the_time() -> None:
+    row = running_row(started_at=NOW, queued_at=NOW, heartbeat_timeout_seconds=4.0)
+    assert [decided(known(row), reported(HEARTBEAT), after(at)).steps[0].due_at for at in (3, 14)] == [
+        after(7),
+        after(5) + TIMEOUT_GRACE,
+    ]
+
+
 def test_an_attempt_is_not_overdue_before_its_time() -> None:
     assert decided(known(running_row(due_at=after(15))), overdue(), after(14.999)) == UNKNOWN_TASK
 
