@@ -20,14 +20,8 @@ from schemas.stored_json import StoredJson
 # A run that somebody keeps locked for longer than replicas do ends the transaction (lock_not_available), rather than
 # all others. Without parameters several statements travel together: one round trip for all three.
 _BEGIN_AND_LOCK: Final = """
-    BEGIN; SET LOCAL lock_timeout = '1s'; {planning} SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE
+    BEGIN; SET LOCAL lock_timeout = '1s'; SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE
 """
-
-# Planning the first look and the write takes longer than carrying them out where they are about a few rows. Such
-# transactions use plans that were made for any parameters, and so only once; without sequential scans, for a plan that
-# is made while its table is small must do when it has grown. For many rows a plan of their own pays.
-_FEW_TASKS: Final = 100
-_PLAN_ONCE: Final = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off;"
 
 # The first look, after the locks were granted: the runs, the steps of these tasks with their blocks, and for blocks
 # with a gate those who are next in line for the slots that are free, or will be when the ending attempts have ended.
@@ -123,11 +117,9 @@ LineId = tuple[UUID, str, int, int]  # run, block, first position, how many
 Keys = Mapping[UUID, Collection[str]]
 
 
-async def begin_and_lock(connection: Connection, wanted: Mapping[UUID, Wanted]) -> None:
+async def begin_and_lock(connection: Connection, ids: Collection[UUID]) -> None:
     """Begin a transaction and lock the runs in the order of their ids."""
-    ids = ", ".join(f"'{run_id}'" for run_id in sorted(wanted))
-    few = len(wanted) + sum(len(some.tasks) for some in wanted.values()) <= _FEW_TASKS
-    await connection.execute(_BEGIN_AND_LOCK.format(ids=ids, planning=_PLAN_ONCE if few else ""))
+    await connection.execute(_BEGIN_AND_LOCK.format(ids=", ".join(f"'{run_id}'" for run_id in ids)))
 
 
 class Loader:

@@ -39,7 +39,7 @@ class PostgresSession:
 
     async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
         """Lock these runs in the order of their ids; return the database's time and a state for each."""
-        await begin_and_lock(self._connection, wanted)
+        await begin_and_lock(self._connection, sorted(wanted))
         return await self._loader.first_look(wanted)
 
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
