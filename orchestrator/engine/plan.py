@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
-from typing import NamedTuple, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from schemas.references import Template, compile_template
 from schemas.workflow import AgentStep, BackoffType, ParallelStep, Retry, RetryStrategy, Workflow
@@ -43,6 +43,15 @@ class TimeLimits(NamedTuple):
     attempt: float | None
     queue: float | None
     heartbeat: float | None
+
+    def or_else(self, default: "TimeLimits") -> "TimeLimits":
+        """Return these, and where there is none that of *default*."""
+        if self == _NO_LIMITS:
+            return default
+        return TimeLimits(*(own if own is not None else other for own, other in zip(self, default, strict=True)))
+
+
+_NO_LIMITS: Final = TimeLimits(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +111,10 @@ def compile_plan(workflow: Workflow) -> Plan:
         workflow: As `schemas.validation.parse_workflow` returned it; its graph is not checked again.
     """
     places = {
-        branch_id: _Place(step, position)
+        branch_id: _Place(rules, position)
         for step in workflow.steps.values()
         if isinstance(step, ParallelStep)
+        for rules in [_Rules(step.id, _limits(step), _retry_policy(step))]
         for position, branch_id in enumerate(step.parallel_steps)
     }
     agents = {
@@ -124,17 +134,24 @@ def compile_plan(workflow: Workflow) -> Plan:
     return Plan(workflow.workflow_id, workflow.version, workflow.timeout_seconds, workflow.start_step, steps)
 
 
+class _Rules(NamedTuple):
+    """What the branches of a block share, where they do not say it themselves."""
+
+    block_id: str
+    limits: TimeLimits
+    retry: RetryPolicy | None
+
+
 class _Place(NamedTuple):
-    block: ParallelStep
+    rules: _Rules
     position: int
 
 
 def _agent_plan(step: AgentStep, place: _Place | None) -> AgentPlan:
     limits, retry = _limits(step), _retry_policy(step)
-    if place is not None:  # what a branch does not say itself, its block says
-        pairs = zip(limits, _limits(place.block), strict=True)
-        limits = TimeLimits(*(own if own is not None else default for own, default in pairs))
-        retry = retry if retry is not None else _retry_policy(place.block)
+    if place is not None:
+        limits = limits.or_else(place.rules.limits)
+        retry = retry if retry is not None else place.rules.retry
     return AgentPlan(
         id=step.id,
         agent_name=step.agent_name,
@@ -143,13 +160,14 @@ def _agent_plan(step: AgentStep, place: _Place | None) -> AgentPlan:
         on_failure=step.on_failure,
         limits=limits,
         retry=retry,
-        block_id=place.block.id if place is not None else None,
+        block_id=place.rules.block_id if place is not None else None,
         position=place.position if place is not None else 0,
     )
 
 
 def _limits(step: AgentStep | ParallelStep) -> TimeLimits:
-    return TimeLimits(step.timeout_seconds, step.queue_timeout_seconds, step.heartbeat_timeout_seconds)
+    limits = TimeLimits(step.timeout_seconds, step.queue_timeout_seconds, step.heartbeat_timeout_seconds)
+    return limits if limits != _NO_LIMITS else _NO_LIMITS  # one for all of the many steps without any
 
 
 def _retry_policy(step: AgentStep | ParallelStep) -> RetryPolicy | None:
