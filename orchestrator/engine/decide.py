@@ -13,6 +13,8 @@ How a run moves:
                         └──────────────── next_step, or on_failure ─────────────────────────┤
                                                                             run ended ◀─────┘
 
+An attempt that failed may be followed by another: its step waits, and goes on with RetryDue (see `retries`).
+
 Late and repeated inputs are normal and get a verdict; an exception from here means a bug.
 """
 

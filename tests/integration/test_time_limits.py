@@ -1,6 +1,7 @@
 """What ends a wait that is too long: of a task for a worker, of an attempt for a sign of life, of a run for its end."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -59,15 +60,28 @@ async def test_an_attempt_whose_worker_falls_silent_is_made_again_by_another(
     assert await system.ended(run_id) == "COMPLETED"
 
 
-async def test_a_worker_speaks_often_enough_for_the_patience_of_its_task(system: System) -> None:
+async def test_a_worker_speaks_often_enough_for_the_patience_of_its_task(
+    system: System, eventually: Eventually
+) -> None:
+    end = asyncio.Event()
+
     async def slow(input: Any) -> Any:
-        await asyncio.sleep(4)
+        await end.wait()
         return "done"
 
     await system.start_replica()
     await system.start_worker(slow)  # which by itself would speak every 30 seconds
-    result = await system.run(workflow({"one": agent("slow", heartbeat_timeout_seconds=3)}))
-    assert result.output == "done"
+    run_id = await system.submit(workflow({"one": agent("slow", heartbeat_timeout_seconds=3)}))
+
+    async def outlived_its_patience() -> bool:
+        step = (await system.steps(run_id)).get("one")
+        if step is None or step["heartbeat_at"] is None:
+            return False
+        return bool(step["heartbeat_at"] - step["queued_at"] > timedelta(seconds=4))
+
+    await eventually(outlived_its_patience)
+    end.set()
+    assert await system.ended(run_id) == "COMPLETED"
 
 
 @pytest.mark.parametrize("limit", [None, 1])
