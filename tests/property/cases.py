@@ -33,6 +33,7 @@ class Behaviour(StrEnum):
     FAILS = "fails"
     HANGS = "hangs"  # starts, and is never heard of again
     IS_MISSING = "is missing"  # no worker offers it
+    IS_IGNORED = "is ignored"  # no worker takes its tasks
 
     def __repr__(self) -> str:
         return f"Behaviour.{self.name}"
@@ -42,6 +43,7 @@ ERROR_CODES = {
     Behaviour.FAILS: codes.AGENT_ERROR,
     Behaviour.HANGS: codes.TIMEOUT,
     Behaviour.IS_MISSING: codes.UNKNOWN_AGENT,
+    Behaviour.IS_IGNORED: codes.QUEUE_TIMEOUT,
 }
 
 
@@ -164,11 +166,15 @@ class _Drawn:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Draw a workflow of up to four steps and blocks, in which every step can be reached."""
-    return make_case(_Drawn(draw))
+    return make_case(_Drawn(draw), [*_BEHAVIOURS, Behaviour.IS_IGNORED])
 
 
-def make_case(choices: Choices) -> Case:
-    """Make a workflow of up to four steps and blocks, in which every step can be reached."""
+def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:
+    """Make a workflow of up to four steps and blocks, in which every step can be reached.
+
+    Where queues may be lost as well, nobody can tell tasks that are ignored from those that are missing; so those are
+    among the behaviours only where *possible* says so.
+    """
     names = [f"n{number}" for number in range(1, choices.pick([1, 2, 3, 4]) + 1)]
     steps: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(names):
@@ -181,7 +187,7 @@ def make_case(choices: Choices) -> Case:
         else:
             steps[name] = {"agent_name": "x", **_edges(choices, ("next_step", "on_failure"), later)}
     steps = _reachable(steps)
-    behaviours = {name: choices.pick(_BEHAVIOURS) for name, step in steps.items() if "agent_name" in step}
+    behaviours = {name: choices.pick(possible or _BEHAVIOURS) for name, step in steps.items() if "agent_name" in step}
     for name, behaviour in behaviours.items():
         _complete(choices, steps, name, behaviour)
     special = {name: behaviour for name, behaviour in behaviours.items() if behaviour is not Behaviour.COMPLETES}
@@ -221,6 +227,8 @@ def _block(choices: Choices, branches: list[str]) -> dict[str, Any]:
 def _complete(choices: Choices, steps: Mapping[str, Any], name: str, behaviour: Behaviour) -> None:
     if behaviour is Behaviour.HANGS:
         steps[name]["timeout_seconds"] = SHORT
+    if behaviour is Behaviour.IS_IGNORED:
+        steps[name]["queue_timeout_seconds"] = SHORT
     before = [other for other in steps if _node(name) in _successors(steps, _node(other))]
     references = [
         "${workflow.input.topic}",

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.engine.decision import SendCancellation
-from orchestrator.engine.inputs import CancelRequested, ExternalInput, SlotsFree
+from orchestrator.engine.inputs import CancelRequested, ExternalInput, RunOverdue, SlotsFree
 from orchestrator.engine.records import StepExecution
-from schemas.statuses import RunStatus, StepStatus
-from tests.property.cases import BROKEN, Case, cases, sequential
+from schemas.statuses import StepStatus
+from tests.property.cases import BROKEN, LONG, Case, cases, sequential
 from tests.property.transaction import RUN
 from tests.property.world import World
 
@@ -72,7 +72,7 @@ def nothing_that_has_ended_can_be_overdue(world: World) -> None:
 
 
 def a_ticket_is_held_until_its_branch_has_ended(world: World) -> None:
-    if world.rows.run is not None and world.rows.run.status is not RunStatus.CANCELLED:
+    if world.rows.run is not None and not world.is_stopped:
         assert world.held == {step_id for step_id in world.arrived if not world.rows.steps[step_id].status.is_final}
 
 
@@ -84,10 +84,8 @@ def whoever_asked_is_told_once_and_the_same(world: World) -> None:
         assert (result.status.value, result.output, result.error) == (run.status, run.output, run.error)
 
 
-def workers_are_told_once_of_a_cancellation_and_of_nothing_else(world: World) -> None:
-    run = world.rows.run
-    is_cancelled = run is not None and run.status is RunStatus.CANCELLED
-    assert world.cancellations == ([SendCancellation(RUN)] if is_cancelled else [])
+def workers_are_told_once_of_a_run_that_was_stopped_and_of_no_other(world: World) -> None:
+    assert world.cancellations == ([SendCancellation(RUN)] if world.is_stopped else [])
 
 
 def every_change_of_status_is_told(world: World) -> None:
@@ -113,7 +111,7 @@ CHECKS: Sequence[Callable[[World], None]] = (
     nothing_that_has_ended_can_be_overdue,
     a_ticket_is_held_until_its_branch_has_ended,
     whoever_asked_is_told_once_and_the_same,
-    workers_are_told_once_of_a_cancellation_and_of_nothing_else,
+    workers_are_told_once_of_a_run_that_was_stopped_and_of_no_other,
     every_change_of_status_is_told,
 )
 
@@ -163,6 +161,14 @@ class RunsInAnyOrder(RuleBasedStateMachine):
         cancel = CancelRequested(RUN, None)
         self.world.deliver([*(possible[name] for name in before), cancel, *(possible[name] for name in after)])
 
+    @precondition(lambda self: self.may_be_cancelled)
+    @rule(data=st.data())
+    def the_run_takes_too_long(self, data: st.DataObject) -> None:
+        possible = self.world.possible()
+        after = data.draw(st.lists(st.sampled_from(sorted(possible)), max_size=2), "after, in the same transaction")
+        self.world.now += timedelta(seconds=2 * LONG)
+        self.world.deliver([RunOverdue(RUN), *(possible[name] for name in after)])
+
     @invariant()
     def all_is_well(self) -> None:
         for check in CHECKS:
@@ -188,7 +194,7 @@ def it_ended_as_if_nothing_had_gone_wrong(world: World) -> None:
         step_id: (it.status, as_text(it.output), (it.error or {}).get("code")) for step_id, it in expected.steps.items()
     }
     assert all(step.status.is_final for step in world.rows.steps.values()), "something is left open"
-    if run.status is RunStatus.CANCELLED:
+    if world.is_stopped:
         ended = {step_id: it for step_id, it in reached.items() if it[0] is not StepStatus.CANCELLED}
         assert ended.items() <= wanted.items()
         return

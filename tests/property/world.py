@@ -6,6 +6,7 @@ what comes too early, too late, twice, or from nobody.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -19,6 +20,7 @@ from orchestrator.engine.inputs import (
     ExternalInput,
     Input,
     RetryDue,
+    RunOverdue,
     RunRequested,
     SlotsFree,
     TaskReported,
@@ -28,8 +30,8 @@ from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import compile_plan
 from orchestrator.engine.records import ReplyAddress
 from schemas.messages import AgentError, AgentResult
-from schemas.statuses import ReportStatus, StepStatus
-from tests.property.cases import INPUT, Behaviour, Case, said
+from schemas.statuses import ReportStatus, RunStatus, StepStatus
+from tests.property.cases import INPUT, LONG, Behaviour, Case, said
 from tests.property.transaction import RUN, Effects, Rows, Transaction
 
 NOBODYS_TASK = UUID(int=2)
@@ -54,7 +56,7 @@ class World:
         self.cancellations: list[SendCancellation] = []
         self.to_be_told: list[ReplyAddress] = []  # where a result must go, in that order
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self._plan = compile_plan(case.workflow)
+        self._plan = replace(compile_plan(case.workflow), timeout_seconds=LONG)
         self._ids = count(100)
         self._replies = count(1)
         self._asked_last: list[ReplyAddress] = []
@@ -63,6 +65,13 @@ class World:
         run = self.rows.run
         steps = (f"{step.step_id} {step.status}" for step in self.rows.steps.values())
         return f"the run is {run and run.status}; {', '.join(steps)}"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the run was ended before its steps were."""
+        run = self.rows.run
+        timed_out = run is not None and run.error is not None and run.error.code == codes.RUN_TIMEOUT
+        return timed_out or (run is not None and run.status is RunStatus.CANCELLED)
 
     @property
     def is_over(self) -> bool:
@@ -191,6 +200,7 @@ class World:
             assert block_id is not None
             happenings[f"ticket of {step_id}"] = BranchArrived(RUN, block_id, step_id)
             happenings[f"slots of {block_id}"] = SlotsFree(RUN, block_id)
+        happenings["the run overdue"] = RunOverdue(RUN)
         happenings["requested again"] = self.request(reply=False)
         happenings["requested again with a reply address"] = self.request(reply=True)
         happenings["another request with the same id"] = self.request(reply=True, digest=ANOTHER)
@@ -202,6 +212,8 @@ class World:
         match self.case.behaviour_of(step_id, row.attempt):
             case Behaviour.IS_MISSING:
                 return TaskUndeliverable(RUN, step_id, task_id, codes.UNKNOWN_AGENT)
+            case Behaviour.IS_IGNORED:
+                return AttemptOverdue(RUN, step_id, task_id)
             case Behaviour.HANGS if row.status is StepStatus.QUEUED:
                 return self._report(ReportStatus.STARTED, task_id)
             case Behaviour.HANGS:
@@ -223,7 +235,7 @@ class World:
             happenings[f"{step_id} undeliverable too late"] = TaskUndeliverable(
                 RUN, step_id, task_id, codes.UNKNOWN_AGENT
             )
-        if self.case.behaviour_of(step_id, row.attempt) is not Behaviour.IS_MISSING:
+        if self.case.behaviour_of(step_id, row.attempt) not in {Behaviour.IS_MISSING, Behaviour.IS_IGNORED}:
             for worker in ("w1", "w2"):
                 happenings[f"{step_id} started by {worker}"] = self._report(ReportStatus.STARTED, task_id, worker)
             happenings[f"{step_id} alive"] = self._report(ReportStatus.HEARTBEAT, task_id)
