@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from orchestrator.engine import codes
 from orchestrator.engine.decision import SendCancellation
 from orchestrator.engine.inputs import CancelRequested, ExternalInput, RunOverdue, SlotsFree
 from orchestrator.engine.records import StepExecution
@@ -88,6 +89,14 @@ def workers_are_told_once_of_a_run_that_was_stopped_and_of_no_other(world: World
     assert world.cancellations == ([SendCancellation(RUN)] if world.is_stopped else [])
 
 
+def no_run_takes_too_long_before_its_time(world: World) -> None:
+    run = world.rows.run
+    if run is not None and run.error is not None and run.error.code == codes.RUN_TIMEOUT:
+        assert run.started_at is not None
+        assert run.finished_at is not None
+        assert run.finished_at - run.started_at >= timedelta(seconds=LONG)
+
+
 def every_change_of_status_is_told(world: World) -> None:
     for step in world.rows.steps.values():
         told = world.told[step.step_id]
@@ -112,6 +121,7 @@ CHECKS: Sequence[Callable[[World], None]] = (
     a_ticket_is_held_until_its_branch_has_ended,
     whoever_asked_is_told_once_and_the_same,
     workers_are_told_once_of_a_run_that_was_stopped_and_of_no_other,
+    no_run_takes_too_long_before_its_time,
     every_change_of_status_is_told,
 )
 
