@@ -54,7 +54,7 @@ def cancel(state: RunState, event: CancelRequested, now: datetime) -> Decision:
 def overdue(state: RunState, now: datetime) -> Decision | Wanted:
     """Fail a run whose time is up, with all that is open of it."""
     run = state.run
-    if run is None or run.status.is_final or run.due_at is None or run.due_at > now:
+    if run is None or run.due_at is None or run.due_at > now or next_run_status(run.status, Trigger.FAIL) is None:
         return Decision(Verdict.STALE, codes.RUN_IS_FINAL)
     missing = state.missing(Wanted(plan=True))
     if missing:

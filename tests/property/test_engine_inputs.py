@@ -8,19 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.engine.decide import Moment, apply, decide
+from orchestrator.engine.decide import apply, decide
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.inputs import (
     AttemptOverdue,
     BranchArrived,
     CancelRequested,
     ExternalInput,
+    RetryDue,
+    RunOverdue,
     RunRequested,
     SlotsFree,
     TaskMissing,
     TaskReported,
     TaskUndeliverable,
 )
+from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import compile_plan
 from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
 from orchestrator.engine.state import Line, RunState, RunValues, Wanted
@@ -39,7 +42,9 @@ PLAN = compile_plan(
             "steps": {
                 "block": {"type": "parallel", "parallel_steps": ["a", "b", "c"], "next_step": "alone"},
                 **{name: {"agent_name": "x"} for name in ("a", "b", "c", "alone")},
+                "a": {"agent_name": "x", "retry": {"max_attempts": 2}},
             },
+            "timeout_seconds": 30.0,
         }
     )
 )
@@ -58,7 +63,6 @@ WORKERS = st.sampled_from(["worker-1", "worker-2"])
 def rows(draw: st.DrawFn, status: StepStatus, step_id: str, parent: str | None) -> StepExecution:
     """Draw the row of an agent step, as far as its status allows."""
     sent = status not in {StepStatus.PENDING, StepStatus.SKIPPED}
-    is_running = status is StepStatus.RUNNING
     return StepExecution(
         run_id=RUN,
         step_id=step_id,
@@ -69,8 +73,11 @@ def rows(draw: st.DrawFn, status: StepStatus, step_id: str, parent: str | None) 
         task_id=TASK if sent else None,
         worker_id=draw(WORKERS) if sent and status is not StepStatus.QUEUED else None,
         timeout_seconds=5.0,
+        queue_timeout_seconds=7.0,
+        heartbeat_timeout_seconds=draw(st.none() | st.just(4.0)),
         created_at=NOW,
-        due_at=draw(st.none() | TIMES) if is_running else None,
+        heartbeat_at=draw(st.none() | TIMES) if status is StepStatus.RUNNING else None,
+        due_at=draw(st.none() | TIMES) if not status.is_final else None,
         error=ERROR if status is StepStatus.FAILED else None,
     )
 
@@ -104,7 +111,9 @@ def blocks(draw: st.DrawFn, branch: StepExecution) -> StepExecution:
 def states(draw: st.DrawFn, status_of_step: StepStatus) -> RunState:
     """Draw what is known of a run with a step of its own, or with a block and one of its branches."""
     status = draw(st.sampled_from(RunStatus))
-    run = Run(id=RUN, status=status, definition_id="d-1", request_digest="digest", reply=draw(REPLIES), started_at=NOW)
+    due_at = draw(st.none() | TIMES) if not status.is_final else None
+    fields = {"definition_id": "d-1", "request_digest": "digest", "started_at": NOW}
+    run = Run(id=RUN, status=status, reply=draw(REPLIES), due_at=due_at, **fields)
     state = RunState(draw(st.sampled_from([run, None])), plan=PLAN, run_values=RunValues({}, None, None))
     branch = draw(rows(status_of_step, "a", "block"))
     block = draw(blocks(branch))
@@ -149,6 +158,8 @@ TASKS = st.sampled_from([TASK, OTHER_TASK])
 INPUTS: dict[str, st.SearchStrategy[ExternalInput]] = {
     **{f"report {status}": reports(status) for status in ReportStatus},
     "overdue": st.builds(AttemptOverdue, st.just(RUN), STEPS, TASKS),
+    "retry due": st.builds(RetryDue, st.just(RUN), STEPS),
+    "run overdue": st.builds(RunOverdue, st.just(RUN)),
     "undeliverable": st.builds(TaskUndeliverable, st.just(RUN), STEPS, TASKS),
     "missing": st.builds(TaskMissing, st.just(RUN), STEPS, TASKS, st.just(NOW) | TIMES),
     "ticket": st.builds(BranchArrived, st.just(RUN), st.just("block"), STEPS),
@@ -249,4 +260,4 @@ def check_repeated(event: ExternalInput, again: Decision) -> None:
 
 
 _ids = count(100)
-MOMENT = Moment(NOW, lambda: UUID(int=next(_ids)))
+MOMENT = Moment(NOW, lambda: UUID(int=next(_ids)), lambda: 0.5)
