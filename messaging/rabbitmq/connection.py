@@ -29,6 +29,8 @@ from messaging.rabbitmq.writer import FrameWriter
 log = structlog.get_logger(__name__)
 
 _CONNECT_TIMEOUT: Final = 15.0  # seconds for one attempt
+# Seconds. A reply that does not come would be waited for for ever; on a busy machine that was seen once.
+_OPEN_TIMEOUT: Final = 20.0
 _CLOSE_TIMEOUT: Final = 2.0
 
 OnConnected = Callable[["Session"], Awaitable[None]]
@@ -43,9 +45,9 @@ class Session:
     router: FrameRouter
 
     async def open_channel(self, *, confirms: bool = False) -> Channel:
-        """Open a channel. Raises ChannelLost when the connection ends meanwhile."""
+        """Open a channel. Raises ChannelLost when the connection ends meanwhile, or the broker does not answer."""
         with using_channel("opening a channel"):
-            channel = await self.connection.channel(publisher_confirms=confirms)
+            channel = await self.connection.channel(publisher_confirms=confirms, timeout=_OPEN_TIMEOUT)
         return cast("Channel", channel)  # annotated with its abstract class
 
     @asynccontextmanager

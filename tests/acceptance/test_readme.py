@@ -147,10 +147,10 @@ def default_text(field: Any) -> str:
 
 
 STEP_CODES = {
-    codes.AGENT_ERROR, codes.BRANCHES_FAILED, codes.REFERENCE_BROKEN, codes.TIMEOUT, codes.UNKNOWN_AGENT,
-    *WorkerErrorCode,
+    codes.AGENT_ERROR, codes.BRANCHES_FAILED, codes.REFERENCE_BROKEN, codes.TIMEOUT, codes.QUEUE_TIMEOUT,
+    codes.HEARTBEAT_TIMEOUT, codes.UNKNOWN_AGENT, *WorkerErrorCode,
 }  # fmt: skip
-RUN_CODES = {codes.STEP_FAILED, codes.CANCELLED}
+RUN_CODES = {codes.STEP_FAILED, codes.CANCELLED, codes.RUN_TIMEOUT}
 REJECTIONS = {
     "malformed_message", "unsupported_version", "invalid_workflow", "unknown_workflow", codes.RUN_ID_CONFLICT,
 }  # fmt: skip

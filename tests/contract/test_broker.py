@@ -257,7 +257,7 @@ async def test_a_client_that_is_not_connected_says_so(backend: Backend) -> None:
 
 async def publish_until_confirmed(broker: Broker, sent: OutgoingMessage) -> None:
     """Publish as a caller does: what is not known to have arrived is sent again."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while await broker.publish([sent]) != [CONFIRMED]:
             pass
 

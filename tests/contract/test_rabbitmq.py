@@ -113,6 +113,24 @@ async def take_one(broker: Broker, queue: Queue) -> Delivery:
     return delivery
 
 
+async def test_a_channel_that_the_broker_does_not_open_is_given_up(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("messaging.rabbitmq.connection._OPEN_TIMEOUT", 0.2)
+    url = URL(amqp_url)
+    proxy = Proxy(str(url.host), url.port or 5672)
+    await proxy.start()
+    broker = RabbitmqBroker(str(url.with_host("127.0.0.1").with_port(proxy.port)), name="frozen", heartbeat=600)
+    await broker.connect()
+    proxy.freeze()
+    async with asyncio.timeout(60):
+        with pytest.raises(BrokerUnavailable, match="opening a channel was cut off"):
+            await broker.check_queue("anything")
+    proxy.thaw()
+    await broker.close()
+    await proxy.stop()
+
+
 async def test_connecting_can_be_cancelled_at_any_moment_and_leaves_no_task_behind(amqp_url: str) -> None:
     before = asyncio.all_tasks()
     for turns in range(0, 3_000, 60):  # of the event loop: each time a little later

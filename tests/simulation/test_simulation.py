@@ -14,7 +14,7 @@ from tests.simulation.clock import Stuck, VirtualLoop
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 3_000  # shared by as many processes as there are cores
-SEEDS_FOR_A_BUG = 1_500
+SEEDS_FOR_A_BUG = 3_000
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
