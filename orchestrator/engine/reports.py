@@ -146,7 +146,8 @@ def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, mo
     assert report.error is not None, "the contract refuses a FAILED report without an error"
     after = report.error.retry_after_seconds
     pause = timedelta(seconds=after) if after is not None else None
-    return _failed(state, ended, Failure(_error_info(report.error), report.error.retryable, pause), moment)
+    failure = Failure(_error_info(report.error), report.error.retryable, pause, kind=report.error.type)
+    return _failed(state, ended, failure, moment)
 
 
 def _says_the_same(step: StepExecution, report: AgentResult) -> bool:

@@ -35,12 +35,14 @@ class Failure:
     error: ErrorInfo
     retryable: bool | None = None
     after: timedelta | None = None  # asked for by the agent: does not count as an attempt
+    kind: str | None = None  # the exception's type; an agent's details may call something else so
 
     @property
     def names(self) -> frozenset[str]:
         """What `non_retryable` and `retry_on_errors` may call it: its code, or its type with or without its module."""
-        kind = (self.error.details or {}).get("type")
-        return frozenset({self.error.code, *((kind, kind.rpartition(".")[2]) if isinstance(kind, str) else ())})
+        return frozenset(
+            {self.error.code, *((self.kind, self.kind.rpartition(".")[2]) if self.kind is not None else ())}
+        )
 
 
 def pause_after(

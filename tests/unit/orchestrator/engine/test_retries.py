@@ -72,8 +72,7 @@ def failed(**error: Any) -> TaskReported:
 
 
 def failure(code: str = codes.AGENT_ERROR, kind: str | None = "ValueError", **fields: Any) -> Failure:
-    details = {"type": kind} if kind is not None else None
-    return Failure(ErrorInfo(code=code, message="no luck", details=details), **fields)
+    return Failure(ErrorInfo(code=code, message="no luck"), kind=kind, **fields)
 
 
 def pauses(policy: RetryPolicy, count: int, *, jitter: float = 0.0) -> list[float]:
@@ -169,6 +168,12 @@ def test_a_failed_attempt_lets_the_step_wait_for_the_next_one_and_goes_into_its_
     assert (ended.error.code, ended.retry_at) == (codes.AGENT_ERROR, waiting.due_at)
     assert not decision.sends
     assert not decision.then
+
+
+def test_the_type_that_counts_is_that_of_the_exception_whatever_the_details_call_type() -> None:
+    plan = plan_of(step=agent(retry=THRICE | {"non_retryable": ["ValueError"]}))
+    decision = decided(known(step_row(), plan=plan), failed(details={"type": "of paper"}))
+    assert decision.steps[0].status is FAILED
 
 
 def test_the_last_attempt_fails_the_step() -> None:
