@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 import aio_pika
+import aiormq
 import structlog
 from aiormq import Channel
 from aiormq.abc import AbstractConnection
@@ -32,6 +33,10 @@ _CONNECT_TIMEOUT: Final = 15.0  # seconds for one attempt
 # Seconds. A reply that does not come would be waited for for ever; on a busy machine that was seen once.
 _OPEN_TIMEOUT: Final = 20.0
 _CLOSE_TIMEOUT: Final = 2.0
+
+# When the broker closes a channel, aiormq drops its answer where ten frames already wait to be written. The broker then
+# ignores all that comes on a channel of that number, which aiormq soon uses again. So the frames may be any number.
+aiormq.Connection.FRAME_BUFFER_SIZE = 0
 
 OnConnected = Callable[["Session"], Awaitable[None]]
 

@@ -13,9 +13,10 @@ from typing import Final
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 from pamqp import commands
+from pamqp.common import FieldTable
 
 from messaging.inbox import Inbox
-from messaging.port import Delivery
+from messaging.port import Delivery, Queue, QueueKind
 from messaging.rabbitmq.channel_reader import DELIVER, ChannelReader
 from messaging.rabbitmq.connection import Session, close_channel
 from messaging.rabbitmq.decoding import decode_delivery
@@ -31,7 +32,7 @@ _channel_ids = itertools.count(1)
 class ConsumeChannel:
     """One channel with one consumer, until either ends."""
 
-    def __init__(self, channel: Channel, session: Session, queue: str, inbox: Inbox) -> None:
+    def __init__(self, channel: Channel, session: Session, queue: Queue, inbox: Inbox) -> None:
         self._channel = channel
         self._writer = session.writer
         self._queue = queue
@@ -48,9 +49,11 @@ class ConsumeChannel:
 
     async def consume(self, prefetch: int) -> None:
         """Set the window, then consume: AMQP applies it to consumers that start afterwards."""
-        with using_channel(f'consuming queue "{self._queue}"'):
+        with using_channel(f'consuming queue "{self._queue.name}"'):
             await self._channel.basic_qos(prefetch_count=prefetch)
-            started = await self._channel.basic_consume(self._queue, _refuse)
+            started = await self._channel.basic_consume(
+                self._queue.name, _refuse, arguments=_consumer_arguments(self._queue)
+            )
         self._consumer_tag = started.consumer_tag
 
     async def cancel(self) -> None:
@@ -63,7 +66,7 @@ class ConsumeChannel:
             return
         with suppress(TimeoutError, ChannelLost):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                with using_channel(f'cancelling the consumer of queue "{self._queue}"'):
+                with using_channel(f'cancelling the consumer of queue "{self._queue.name}"'):
                     await self._channel.basic_cancel(self._consumer_tag)
 
     def settle(self, deliveries: Sequence[Delivery], encode: Callable[..., bytes]) -> int:
@@ -101,13 +104,23 @@ class ConsumeChannel:
     def _on_deliver(self, arguments: bytes, header: bytes, body: bytes) -> None:
         if self._ended:
             return
-        delivery = decode_delivery(arguments, header, body, queue=self._queue, channel=self._id)
+        delivery = decode_delivery(arguments, header, body, queue=self._queue.name, channel=self._id)
         self._unsettled.add(delivery.tag[1])
         self._inbox.put(delivery)
 
     def _on_cancel(self, _: commands.Basic.Cancel) -> None:
         if not self._cancelled.done():
             self._cancelled.set_result(None)
+
+
+def _consumer_arguments(queue: Queue) -> FieldTable:
+    """Have RabbitMQ cancel the consumer whenever the queue goes away.
+
+    Else, when somebody declares a classic queue of that name in the same moment, RabbitMQ starts the consumer again by
+    itself; and when that queue goes away too, it never says so (3.10: the consumer then waits for ever). Quorum queues
+    refuse the argument, and were never seen to do so.
+    """
+    return {} if queue.kind is QueueKind.QUORUM else {"x-cancel-on-ha-failover": True}
 
 
 async def _refuse(_: DeliveredMessage) -> None:

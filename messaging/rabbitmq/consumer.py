@@ -97,7 +97,7 @@ class RabbitmqConsumer:
     async def _open(self) -> "ConsumeChannel":
         session = await self._connection.session()
         await ensure_queue(session, self._queue)
-        channel = ConsumeChannel(await session.open_channel(), session, self._queue.name, self._inbox)
+        channel = ConsumeChannel(await session.open_channel(), session, self._queue, self._inbox)
         # Before the first delivery can arrive: whoever receives it must be able to settle it.
         self._channel = channel
         self._inbox.clear()

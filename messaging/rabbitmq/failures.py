@@ -50,23 +50,23 @@ def connecting(to: str) -> Iterator[None]:
         ConnectionRefused: Neither waiting nor trying again helps.
         BrokerUnavailable: It cannot be reached at the moment.
     """
-    try:
-        yield
-    except (ProbableAuthenticationError, AuthenticationError) as error:
-        raise ConnectionRefused(f"{to} refused the user name or the password: {error}") from error
-    except InvalidFrameError as error:
-        # aiormq does not tell why connection.open was refused: it only says which frame it did not expect.
-        if "Connection.Close" not in str(error):
-            raise BrokerUnavailable(f"{to} does not speak AMQP 0-9-1: {error}") from error
-        raise ConnectionRefused(
-            f"{to} refused the vhost: it does not exist, our user may not use it, or it takes no more connections "
-            "(the broker's log says which)"
-        ) from error
-    except (AMQPError, OSError, RuntimeError) as error:
-        raise BrokerUnavailable(f"{to} cannot be reached: {reason(error)}") from error
-    except asyncio.CancelledError as error:
-        _raise_if_ours(error)
-        raise BrokerUnavailable(f"{to} cannot be reached: the connection ended while it was made") from error
+    with _heeding_cancellation():
+        try:
+            yield
+        except (ProbableAuthenticationError, AuthenticationError) as error:
+            raise ConnectionRefused(f"{to} refused the user name or the password: {error}") from error
+        except InvalidFrameError as error:
+            # aiormq does not tell why connection.open was refused: it only says which frame it did not expect.
+            if "Connection.Close" not in str(error):
+                raise BrokerUnavailable(f"{to} does not speak AMQP 0-9-1: {error}") from error
+            raise ConnectionRefused(
+                f"{to} refused the vhost: it does not exist, our user may not use it, or it takes no more connections "
+                "(the broker's log says which)"
+            ) from error
+        except (AMQPError, OSError, RuntimeError) as error:
+            raise BrokerUnavailable(f"{to} cannot be reached: {reason(error)}") from error
+        except asyncio.CancelledError as error:
+            raise BrokerUnavailable(f"{to} cannot be reached: the connection ended while it was made") from error
 
 
 @contextmanager
@@ -82,19 +82,19 @@ def using_channel(what: str) -> Iterator[None]:
         AccessRefused: Our user may not.
         ChannelLost: The channel or the connection ended.
     """
-    try:
-        yield
-    except (ChannelPreconditionFailed, ChannelLockedResource) as error:
-        raise TopologyMismatch(f"{what} was refused; RabbitMQ says: {reason(error)}") from error
-    except ChannelNotFoundEntity as error:
-        raise QueueMissing(f"{what} failed; RabbitMQ says: {reason(error)}") from error
-    except ChannelAccessRefused as error:
-        raise AccessRefused(f"{what} is not permitted; RabbitMQ says: {reason(error)}") from error
-    except (AMQPError, OSError, RuntimeError) as error:  # RuntimeError: what aiormq raises on closed channels
-        raise ChannelLost(f"{what} was cut off: {reason(error)}") from error
-    except asyncio.CancelledError as error:
-        _raise_if_ours(error)
-        raise ChannelLost(f"{what} was cut off: the connection was lost") from error
+    with _heeding_cancellation():
+        try:
+            yield
+        except (ChannelPreconditionFailed, ChannelLockedResource) as error:
+            raise TopologyMismatch(f"{what} was refused; RabbitMQ says: {reason(error)}") from error
+        except ChannelNotFoundEntity as error:
+            raise QueueMissing(f"{what} failed; RabbitMQ says: {reason(error)}") from error
+        except ChannelAccessRefused as error:
+            raise AccessRefused(f"{what} is not permitted; RabbitMQ says: {reason(error)}") from error
+        except (AMQPError, OSError, RuntimeError) as error:  # RuntimeError: what aiormq raises on closed channels
+            raise ChannelLost(f"{what} was cut off: {reason(error)}") from error
+        except asyncio.CancelledError as error:
+            raise ChannelLost(f"{what} was cut off: the connection was lost") from error
 
 
 def reason(error: BaseException | None) -> str:
@@ -105,9 +105,25 @@ def reason(error: BaseException | None) -> str:
     return text or type(error).__name__
 
 
-def _raise_if_ours(error: asyncio.CancelledError) -> None:
-    # aiormq cancels whoever waits when a connection dies of missed heartbeats. Only a task that somebody
-    # cancelled counts cancellations.
+@contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """Raise CancelledError if and only if our task was cancelled meanwhile.
+
+    aiormq cancels whoever waits when a connection dies of missed heartbeats, and the other way round it loses a
+    cancellation that meets the end of a channel: that comes out as the channel's error, or not at all. Only a task that
+    somebody cancelled counts cancellations; one that cleans up after an earlier one goes on.
+    """
+    before = _times_cancelled()
+    try:
+        yield
+    except BaseException as error:
+        if _times_cancelled() > before:
+            raise asyncio.CancelledError from error
+        raise
+    if _times_cancelled() > before:
+        raise asyncio.CancelledError
+
+
+def _times_cancelled() -> int:
     task = asyncio.current_task()
-    if task is None or task.cancelling():
-        raise error
+    return task.cancelling() if task is not None else 0

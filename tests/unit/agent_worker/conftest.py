@@ -67,7 +67,9 @@ class Bench:
     _received: deque[AgentResult] = field(default_factory=deque)
 
     def worker(self, **options: Any) -> Worker:
-        worker = Worker(self.broker, self.agents, WorkerOptions(**({"worker_id": "worker-1"} | options)))
+        """Make a worker that says of no task that it has started, unless *options* say otherwise."""
+        defaults = {"worker_id": "worker-1", "report_started_after": 3_600.0}
+        worker = Worker(self.broker, self.agents, WorkerOptions(**(defaults | options)))
         self.workers.append(worker)
         return worker
 

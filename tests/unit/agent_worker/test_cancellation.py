@@ -95,7 +95,7 @@ def stubborn(bench) -> Iterator[Stubborn]:
 
 
 async def test_a_running_async_agent_is_cancelled_and_nothing_of_it_reported(bench, patient, task, eventually) -> None:
-    await bench.start(concurrency=1, report_started_after=NEVER)
+    await bench.start(concurrency=1)
     await bench.send(task(run_id=RUN))
     await eventually(lambda: patient.contexts)
     with capture_logs() as lines:
@@ -141,7 +141,7 @@ async def test_a_running_sync_agent_sees_that_its_run_is_cancelled(bench, task, 
         seen.append(context.cancelled)
         return "too late"
 
-    await bench.start(concurrency=1, report_started_after=NEVER)
+    await bench.start(concurrency=1)
     await bench.send(task(run_id=RUN))
     await asyncio.to_thread(begun.wait)
     assert seen == []
@@ -197,7 +197,7 @@ async def test_an_agent_that_ends_within_the_grace_is_not_said_to_go_on(bench, p
 async def test_an_agent_that_ignores_its_cancellation_goes_on_unattended_after_the_grace(
     bench, stubborn, task, eventually
 ) -> None:
-    worker = await bench.start(concurrency=1, cancel_grace=0.01, report_started_after=NEVER)
+    worker = await bench.start(concurrency=1, cancel_grace=0.01)
     await bench.send(task(run_id=RUN), task())
     await eventually(lambda: len(stubborn.contexts) == 1)
     with capture_logs() as lines:
@@ -224,7 +224,7 @@ async def test_what_a_cancelled_agent_returns_instead_of_ending_is_not_reported(
             return "all the same"
         return "never"
 
-    await bench.start(report_started_after=NEVER)
+    await bench.start()
     await bench.send(task(run_id=RUN))
     await begun.wait()
     await cancel(bench, RUN)
@@ -326,7 +326,7 @@ async def test_a_cancellation_while_the_result_is_on_its_way_changes_nothing(ben
 async def test_a_cancellation_while_a_timeout_is_reported_that_the_agent_ignores_changes_nothing(
     bench, stubborn, task, eventually
 ) -> None:
-    await bench.start(cancel_grace=0.001, report_started_after=NEVER)
+    await bench.start(cancel_grace=0.001)
     bench.broker.open.clear()
     await bench.send(task(run_id=RUN, timeout_seconds=0.001))
     await eventually(lambda: bench.broker.published)
@@ -373,7 +373,7 @@ async def test_draining_ends_when_the_last_run_that_is_waited_for_is_cancelled(
 async def test_closing_during_the_grace_gives_the_task_back_and_cancels_the_agent_no_further(
     bench, stubborn, task, eventually
 ) -> None:
-    worker = await bench.start(cancel_grace=0.1, report_started_after=NEVER)
+    worker = await bench.start(cancel_grace=0.1)
     await bench.send(task(run_id=RUN))
     await eventually(lambda: stubborn.contexts)
     await cancel(bench, RUN)

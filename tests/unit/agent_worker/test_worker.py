@@ -121,7 +121,7 @@ async def test_results_that_finish_during_a_publish_go_out_together_in_the_next(
 
 
 async def test_a_short_attempt_sends_its_result_and_nothing_else(bench, echo, task) -> None:
-    await bench.start(report_started_after=NEVER)
+    await bench.start()
     await bench.send(task())
     assert (await bench.report()).status is ReportStatus.COMPLETED
     assert await bench.reports_left() == 0
@@ -172,7 +172,7 @@ async def test_an_agent_can_send_a_heartbeat_but_not_flood(bench, task, kind) ->
             await context.heartbeat()
 
     bench.agents.agent("echo")(synchronous if kind == "sync" else asynchronous)
-    await bench.start(report_started_after=NEVER)
+    await bench.start()
     await bench.send(task())
     seen = [(await bench.report()).status for _ in range(3)]
     assert seen == [ReportStatus.STARTED, ReportStatus.HEARTBEAT, ReportStatus.COMPLETED]
@@ -186,7 +186,7 @@ async def test_a_heartbeat_after_the_end_is_not_sent(bench, task) -> None:
         contexts.append(context)
         assert not context.over
 
-    await bench.start(report_started_after=NEVER)
+    await bench.start()
     await bench.send(task())
     assert (await bench.report()).status is ReportStatus.COMPLETED
     assert contexts[0].over
@@ -595,7 +595,7 @@ def stubborn(bench) -> Iterator[Stubborn]:
 async def test_closing_waits_no_longer_than_the_grace_for_an_agent_that_ignores_its_cancellation(
     bench, stubborn, task, eventually
 ) -> None:
-    worker = await bench.start(cancel_grace=0.01, report_started_after=NEVER)
+    worker = await bench.start(cancel_grace=0.01)
     await bench.send(task())
     await stubborn.begun.wait()
     with capture_logs() as lines:
@@ -613,7 +613,7 @@ async def test_closing_waits_no_longer_than_the_grace_for_an_agent_that_ignores_
 async def test_an_agent_that_ignores_its_timeout_is_reported_and_holds_up_nothing(
     bench, stubborn, task, eventually
 ) -> None:
-    worker = await bench.start(concurrency=1, cancel_grace=0.01, report_started_after=NEVER)
+    worker = await bench.start(concurrency=1, cancel_grace=0.01)
     await bench.send(task(timeout_seconds=0.01), task(timeout_seconds=0.01))
     results = [await bench.report() for _ in range(2)]
     assert [result.error.type for result in results] == ["timeout", "timeout"]

@@ -68,3 +68,37 @@ async def test_a_real_cancellation_stays_one() -> None:
     using.cancel()
     await asyncio.wait([using])
     assert using.cancelled()
+
+
+@pytest.mark.parametrize("swallowed", [None, ChannelInvalidStateError("closed"), AMQPConnectionError("reset")], ids=str)
+async def test_a_cancellation_that_aiormq_loses_is_not_lost(swallowed: Exception | None) -> None:
+    async def use() -> None:
+        with using_channel("closing"), connecting("closing"):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if swallowed is not None:
+                    raise swallowed from None
+
+    using = asyncio.create_task(use())
+    await asyncio.sleep(0)
+    using.cancel()
+    await asyncio.wait([using])
+    assert using.cancelled()
+
+
+async def test_a_task_that_cleans_up_after_it_was_cancelled_can_use_channels() -> None:
+    async def use() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            with using_channel("closing"), connecting("closing"):
+                await asyncio.sleep(0)
+            with pytest.raises(ChannelLost), using_channel("closing"):
+                raise asyncio.CancelledError from None
+        return "cleaned up"
+
+    using = asyncio.create_task(use())
+    await asyncio.sleep(0)
+    using.cancel()
+    assert await using == "cleaned up"
