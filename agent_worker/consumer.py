@@ -4,12 +4,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
-from uuid import UUID
 
 import structlog
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
 from agent_worker.attempts import Attempt, Held, by_consumer
+from agent_worker.cancelled_work import Cancelled
 from agent_worker.desk import Desk
 from agent_worker.execution import task_ids, tell_abandoned
 from messaging.crash_points import reach
@@ -54,10 +54,10 @@ class AgentConsumer:
             for delivery in await self._consumer.receive(self._concurrency):
                 self._take(delivery)
 
-    def cancel_run(self, run_id: UUID) -> None:
-        """Drop what has not started of a cancelled run, and cancel the agents that run; repeating it is harmless."""
-        self._waiting = deque(attempt for attempt in self._waiting if attempt.task.run_id != run_id)
-        for attempt in [attempt for attempt in self._unsettled if attempt.task.run_id == run_id]:
+    def cancel(self, cancelled: Cancelled) -> None:
+        """Drop what has not started of what is cancelled, and cancel the agents that run; repeating it is harmless."""
+        self._waiting = deque(attempt for attempt in self._waiting if not cancelled.covers(attempt.task))
+        for attempt in [attempt for attempt in self._unsettled if cancelled.covers(attempt.task)]:
             if attempt.untouched:
                 self._drop(attempt)
             elif attempt.can_be_cancelled:
@@ -117,7 +117,7 @@ class AgentConsumer:
         self._idle.clear()
         if attempt.answer is not None:
             return
-        if task.run_id in self._desk.cancelled_runs:
+        if self._desk.cancelled.covers(task):
             self._drop(attempt)
         elif len(self._running) < self._concurrency:
             self._start(attempt)
@@ -159,14 +159,22 @@ class AgentConsumer:
             running.cancel()
 
     def _drop(self, attempt: Attempt) -> None:
-        log.info("The run is cancelled; a task of it is not run", action="task_dropped", **task_ids(attempt.task))
+        log.info(
+            "Nobody waits for a task any more; it is not run",
+            action="task_dropped",
+            **task_ids(attempt.task),
+        )
         if (waiting := self._running.pop(attempt, None)) is not None:  # for a colleague, or to run alone
             waiting.cancel()
             self._start_next()
         self._leave(attempt)
 
     def _cancel(self, attempt: Attempt) -> None:
-        log.info("The run is cancelled, and so is an agent of it", action="attempt_cancelled", **task_ids(attempt.task))
+        log.info(
+            "Nobody waits for an agent any more; it is cancelled",
+            action="attempt_cancelled",
+            **task_ids(attempt.task),
+        )
         attempt.cancel()
         if (running := self._running.get(attempt)) is not None:
             running.cancel()

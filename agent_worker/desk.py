@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 
 from agent_worker.attempts import AnswerMemory, Attempt, Held
-from agent_worker.cancelled_runs import CancelledRuns
+from agent_worker.cancelled_work import CancelledWork
 from agent_worker.colleagues import Colleagues, Whereabouts
 from agent_worker.context import AgentContext
 from agent_worker.execution import Executor, Outcome, task_ids
@@ -43,7 +43,7 @@ class Desk:
     def __init__(self, broker: Broker, registry: AgentRegistry, options: WorkerOptions) -> None:
         self.reporter = Reporter(broker, confirmed=self._close, too_large=self._too_large)
         self.cancel_grace = options.cancel_grace
-        self.cancelled_runs = CancelledRuns()
+        self.cancelled = CancelledWork()
         self._registry = registry
         self._options = options
         self._writer = ReportWriter(options.worker_id, options.max_result_bytes)

@@ -1,4 +1,4 @@
-"""What a worker hears beside its tasks: which runs are cancelled, and what other workers ask and answer.
+"""What a worker hears beside its tasks: what is cancelled, and what other workers ask and answer.
 
 All of it comes to a queue that is this worker's own and dies with its connection. What is said while nobody listens is
 not repeated, so nothing may depend on it: an agent that goes on after its run was cancelled costs time, not truth.
@@ -8,16 +8,16 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
-from uuid import UUID
 
 import structlog
 
+from agent_worker.cancelled_work import Cancelled
 from agent_worker.colleagues import PATIENCE, Colleagues
 from messaging.port import Broker, BrokerError, Consumer, Delivery, OutgoingMessage
 from messaging.topology import WORKERS, WORKERS_EXCHANGE, worker_queue
 from schemas.codec import decode
 from schemas.errors import MessageRefused
-from schemas.messages import RunCancelled
+from schemas.messages import BranchesCancelled, RunCancelled
 
 PREFETCH: Final = 1_000
 
@@ -30,13 +30,13 @@ class Listener:
     Args:
         broker: Connected.
         colleagues: Given what other workers say.
-        run_cancelled: Called for each cancelled run, more than once where that is said again.
+        on_cancelled: Called for whatever is cancelled, more than once where that is said again.
     """
 
-    def __init__(self, broker: Broker, colleagues: Colleagues, run_cancelled: Callable[[UUID], None]) -> None:
+    def __init__(self, broker: Broker, colleagues: Colleagues, on_cancelled: Callable[[Cancelled], None]) -> None:
         self._broker = broker
         self._colleagues = colleagues
-        self._run_cancelled = run_cancelled
+        self._on_cancelled = on_cancelled
         self._consumer: Consumer | None = None
 
     async def start(self, agent_names: Iterable[str]) -> None:
@@ -75,9 +75,14 @@ class Listener:
 
     def _heard(self, delivery: Delivery) -> OutgoingMessage | None:
         try:
-            if delivery.type != RunCancelled.__name__:
-                return self._colleagues.heard(delivery)
-            self._run_cancelled(decode(RunCancelled, delivery.body).run_id)
+            match delivery.type:
+                case RunCancelled.__name__:
+                    self._on_cancelled(Cancelled(decode(RunCancelled, delivery.body).run_id))
+                case BranchesCancelled.__name__:
+                    told = decode(BranchesCancelled, delivery.body)
+                    self._on_cancelled(Cancelled(told.run_id, told.block_id))
+                case _:
+                    return self._colleagues.heard(delivery)
         except MessageRefused as refused:
             log.warning(
                 "A message to the workers cannot be understood",

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final
-from uuid import UUID
 
 import structlog
 
+from agent_worker.cancelled_work import Cancelled
 from agent_worker.consumer import AgentConsumer
 from agent_worker.desk import Desk
 from agent_worker.errors import NoAgents
@@ -41,7 +41,7 @@ class Worker:
         self._registry = registry
         self._options = options if options is not None else WorkerOptions()
         self._desk = Desk(broker, registry, self._options)
-        self._listener = Listener(broker, self._desk.colleagues, self._cancel_run)
+        self._listener = Listener(broker, self._desk.colleagues, self._cancel)
         self._book = HealthBook()
         self._consumers: list[AgentConsumer] = []
         self._loops: list[asyncio.Task[None]] = []
@@ -155,10 +155,10 @@ class Worker:
         self._consumers.append(consumer)
         self._receiving.append(self._run(consumer.run()))
 
-    def _cancel_run(self, run_id: UUID) -> None:
-        self._desk.cancelled_runs.add(run_id)  # tasks of it may come later
+    def _cancel(self, cancelled: Cancelled) -> None:
+        self._desk.cancelled.add(cancelled)  # tasks of it may come later
         for consumer in self._consumers:
-            consumer.cancel_run(run_id)
+            consumer.cancel(cancelled)
 
     def _run(self, duty: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         loop = asyncio.create_task(duty)

@@ -244,6 +244,21 @@ def look_up(request: LookUpRequest, context: AgentContext) -> dict[str, Any]:
     return {"result": {"word": request.word, "count": found, "attempt": context.attempt}}
 
 
+class NotesRequest(BaseModel):
+    branches: dict[str, dict[str, Any] | None]  # the output of a fork_join step: null where a branch failed
+    failures: dict[str, str | None]
+
+
+@agents.agent("notes")
+def take_notes(request: NotesRequest) -> dict[str, Any]:
+    """Return a line for each branch: what it found, or why it found nothing."""
+    lines = {
+        name: f"failed: {request.failures.get(name)}" if output is None else f"found {', '.join(output['result'])}"
+        for name, output in request.branches.items()
+    }
+    return {"result": lines}
+
+
 def words(text: str) -> list[str]:
     """Return the words, without punctuation; "don't" and "fork-join" are one each."""
     return re.findall(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*", text)

@@ -98,9 +98,10 @@ def _channels() -> JsonObject:
             "cancelled",
             "orchestrator.workers",
             "direct",
-            "RunCancelled",
-            "Tells all workers of a cancelled run; a worker binds a queue of its own. Questions between workers go by "
-            "the same exchange with other keys; they may change.",
+            "RunCancelled BranchesCancelled",
+            "Tells all workers of a cancelled run, or of a block that goes on without its open branches; a worker "
+            "binds a queue of its own. Questions between workers go by the same exchange with other keys; they may "
+            "change.",
         ),
         "events": _routed(
             "run.{run_id}",
@@ -140,8 +141,8 @@ def _channel(
     }
 
 
-def _messages(name: str) -> JsonObject:
-    return {name: {"$ref": f"#/components/messages/{name}"}}
+def _messages(names: str) -> JsonObject:
+    return {name: {"$ref": f"#/components/messages/{name}"} for name in names.split()}
 
 
 def _operations() -> JsonObject:
@@ -152,7 +153,9 @@ def _operations() -> JsonObject:
         "dispatchTask": _send("tasks", "Hand an attempt to the workers of an agent."),
         "takeReport": _receive("reports", "Apply what a worker reports; repeated and late reports have no effect."),
         "cancelRun": _receive("commands", "Cancel a run; without effect on one that has ended."),
-        "tellCancellation": _send("cancellations", "Tell the workers that nobody waits for a run any more."),
+        "tellCancellation": _send(
+            "cancellations", "Tell the workers that nobody waits for a run, or for branches, any more."
+        ),
         "tellEvents": _send("events", "Tell what changed in a run."),
         "setAside": _send("deadLetters", "Set a message aside that could not be processed."),
     }

@@ -13,26 +13,42 @@ from typing import Any, Final
 from schemas.display import Place, kind, listed, place_text, quoted
 from schemas.errors import Problem
 from schemas.suggestions import nearest
-from schemas.workflow import AgentStep, ParallelStep, Retry, RetryStrategy, Workflow
+from schemas.workflow import (
+    AgentStep,
+    ForkBranch,
+    ForkJoinConfig,
+    ForkJoinStep,
+    ParallelStep,
+    Retry,
+    RetryStrategy,
+    Workflow,
+)
 
 AGENT: Final = "agent"
 PARALLEL: Final = "parallel"
+FORK_JOIN: Final = "fork_join"
 
-_AGENT_FIELDS, _PARALLEL_FIELDS = (
-    dict.fromkeys(one.name for one in dataclasses.fields(step)) for step in (AgentStep, ParallelStep)
-)
+
+def _fields(of: type) -> tuple[str, ...]:
+    return tuple(one.name for one in dataclasses.fields(of))
+
+
+_FIELDS: Final = {AGENT: _fields(AgentStep), PARALLEL: _fields(ParallelStep), FORK_JOIN: _fields(ForkJoinStep)}
+_STEP_FIELDS: Final = tuple(dict.fromkeys(name for names in _FIELDS.values() for name in names))
 _FOREIGN_TO: Final[Mapping[str, frozenset[str]]] = {
-    AGENT: frozenset(_PARALLEL_FIELDS.keys() - _AGENT_FIELDS.keys()),
-    PARALLEL: frozenset(_AGENT_FIELDS.keys() - _PARALLEL_FIELDS.keys()),
+    kind_of: frozenset(_STEP_FIELDS) - frozenset(names) for kind_of, names in _FIELDS.items()
 }
+_CALLED: Final = {AGENT: "an agent step", PARALLEL: "a parallel step", FORK_JOIN: "a fork_join step"}
+# The field by which a step without a type shows what it is.
+_MARKS: Final = {PARALLEL: "parallel_steps", FORK_JOIN: "fork_join_config"}
 _nearest: Final = lru_cache(maxsize=1000)(nearest)  # the same mistake tends to be in every step
-_OTHER_KIND: Final = {AGENT: "a parallel step", PARALLEL: "an agent step"}
-_STEP_FIELDS: Final = tuple(_AGENT_FIELDS | _PARALLEL_FIELDS)
 # Fields of a step that hold an object with fields of its own.
 _OPTIONS: Final = {
-    name: tuple(one.name for one in dataclasses.fields(options))
-    for name, options in (("retry", Retry), ("retry_strategy", RetryStrategy))
+    "retry": _fields(Retry),
+    "retry_strategy": _fields(RetryStrategy),
+    "fork_join_config": _fields(ForkJoinConfig),
 }
+_BRANCH_FIELDS: Final = _fields(ForkBranch)
 _WORKFLOW_FIELDS: Final = tuple(Workflow.model_fields)
 
 
@@ -73,15 +89,28 @@ def _read_step(draft: Draft, key: str, step: Mapping[str, Any]) -> dict[str, Any
     fields.setdefault("id", key)
     fields["type"] = _read_type(draft, key, fields)
     for name in [name for name in fields if name in _FOREIGN_TO[fields["type"]]]:
-        message = f"only {_OTHER_KIND[fields['type']]} has the field {quoted(name)}"
+        owners = " or ".join(_CALLED[kind_of] for kind_of, names in _FIELDS.items() if name in names)
+        message = f"only {owners} has the field {quoted(name)}"
         draft.problems.append(Problem(place_text((*place, name)), "unknown_field", message))
         removed.append(fields.pop(name))
     for name, known in _OPTIONS.items():
         if isinstance(fields.get(name), dict):
             fields[name], _ = _spelled(draft, fields[name], known, (*place, name))
+    _read_branches(draft, fields, place)
     if removed:
         draft.removed[key] = removed
     return fields
+
+
+def _read_branches(draft: Draft, fields: Mapping[str, Any], place: Place) -> None:
+    config = fields.get("fork_join_config")
+    branches = config.get("branches") if isinstance(config, dict) else None
+    if isinstance(config, dict) and isinstance(branches, dict):
+        place = (*place, "fork_join_config", "branches")
+        config["branches"] = {
+            name: _spelled(draft, branch, _BRANCH_FIELDS, (*place, name))[0] if isinstance(branch, dict) else branch
+            for name, branch in branches.items()
+        }
 
 
 def _spelled(
@@ -119,20 +148,21 @@ def _unknown_field(place: Place, meant: str | None, offered: list[str]) -> Probl
 
 
 def _read_type(draft: Draft, key: str, fields: Mapping[str, Any]) -> str:
-    likely = PARALLEL if "parallel_steps" in fields and "agent_name" not in fields else AGENT
+    marked = [kind_of for kind_of, mark in _MARKS.items() if mark in fields and "agent_name" not in fields]
+    likely = marked[0] if marked else AGENT
     place = place_text(("steps", key, "type"))
     if "type" not in fields:
-        if likely == PARALLEL:
-            message = 'a step with "parallel_steps" is a block and says so with its type'
-            draft.problems.append(Problem(place, "missing_field", message, PARALLEL))
+        if likely != AGENT:
+            message = f"a step with {quoted(_MARKS[likely])} is a block and says so with its type"
+            draft.problems.append(Problem(place, "missing_field", message, likely))
         return likely
     given = fields["type"]
-    if isinstance(given, str) and given in _FOREIGN_TO:
+    if isinstance(given, str) and given in _FIELDS:
         return given
-    meant = nearest(given, tuple(_FOREIGN_TO)) if isinstance(given, str) else None
+    meant = nearest(given, tuple(_FIELDS)) if isinstance(given, str) else None
     shown = quoted(given) if isinstance(given, str) else kind(given)
     draft.problems.append(
-        Problem(place, "unknown_type", f'a step is of type "agent" or "parallel", not {shown}', meant)
+        Problem(place, "unknown_type", f'a step is of type "agent", "parallel" or "fork_join", not {shown}', meant)
     )
     if meant is None:
         draft.guessed_types.add(key)

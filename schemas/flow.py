@@ -1,19 +1,19 @@
 """The control flow of a workflow document: who leads to whom, and what is wrong with that.
 
-A block and its branches are one node, because the run enters and leaves them together. Edges are `next_step`,
-`on_failure`, and the `on_failure` of a block's branches, which counts when the block itself names none.
+A block and the steps of its branches are one node, because the run enters and leaves them together. Edges are
+`next_step`, `on_failure`, and the `on_failure` of the steps of branches, which counts when the block itself names none.
 
 An edge that cannot be followed gives one problem where it stands. It is then *guessed*: taken to where its author
 probably wanted it, so that nothing behind it is reported as well. Loops are looked for among the sure edges only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
 from schemas.display import Place, place_text, quoted
-from schemas.draft import PARALLEL, Draft
+from schemas.draft import FORK_JOIN, PARALLEL, Draft
 from schemas.errors import Problem
 from schemas.graph import find_loops, first_unreached, reached_from
 from schemas.suggestions import NameIndex
@@ -32,6 +32,16 @@ class Edge:
     place: Place
 
 
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A branch: the block that it is of, its number there, and the names in it as they are written."""
+
+    block: str
+    number: int
+    place: Place
+    steps: list[Any]
+
+
 @dataclass(slots=True)
 class Flow:
     """What could be made of the document's edges."""
@@ -39,20 +49,26 @@ class Flow:
     steps: Mapping[str, Any]
     names: NameIndex
     problems: list[Problem] = field(default_factory=list)
-    block_of: dict[str, str] = field(default_factory=dict)  # by branch
+    lane_of: dict[str, Lane] = field(default_factory=dict)  # by step of a branch
+    place_in_lane: dict[str, int] = field(default_factory=dict)
     edges: list[Edge] = field(default_factory=list)  # the sure ones
     guesses: list[tuple[str, str]] = field(default_factory=list)
     blurred: set[str] = field(default_factory=set)  # nodes with an edge that leads nobody knows where
     start: str | None = None
     reached: set[str] = field(default_factory=set)  # from the start; all nodes where there is no start
 
+    def block_of(self, step_id: str) -> str | None:
+        """Return the block of whose branches it is a step, if it is one."""
+        lane = self.lane_of.get(step_id)
+        return lane.block if lane is not None else None
+
     def node_of(self, step_id: str) -> str:
-        """Return the block of a branch, or the step itself."""
-        return self.block_of.get(step_id, step_id)
+        """Return the block of a step of a branch, or the step itself."""
+        return self.block_of(step_id) or step_id
 
     def successors(self, *, guessed: bool) -> dict[str, list[str]]:
         """Return the graph, with the *guessed* edges or without them."""
-        ends: dict[str, dict[str, None]] = {step_id: {} for step_id in self.steps if step_id not in self.block_of}
+        ends: dict[str, dict[str, None]] = {step_id: {} for step_id in self.steps if step_id not in self.lane_of}
         sure = ((edge.source, edge.target) for edge in self.edges)
         for source, target in chain(sure, self.guesses if guessed else ()):
             ends[self.node_of(source)][self.node_of(target)] = None
@@ -63,8 +79,8 @@ def read_flow(draft: Draft) -> Flow:
     """Return the control flow of *draft* with all its problems."""
     flow = Flow(draft.steps, NameIndex(draft.steps))
     for step_id, step in draft.steps.items():
-        if _is_block(step):
-            _read_branches(flow, step_id, step.get("parallel_steps"))
+        for lane in _lanes(flow, step_id, step):
+            _read_lane(flow, lane)
     _read_start(flow, draft.document)
     for step_id, step in draft.steps.items():
         _read_edges(flow, step_id, step)
@@ -74,51 +90,84 @@ def read_flow(draft: Draft) -> Flow:
     return flow
 
 
-def _is_block(step: Any) -> bool:
-    return isinstance(step, dict) and step.get("type") == PARALLEL
-
-
 # Blocks and their branches
 
 
-def _read_branches(flow: Flow, block: str, branches: Any) -> None:
-    if not isinstance(branches, list | tuple):
-        flow.blurred.add(block)
+def block_names(step: Any) -> list[str] | None:
+    """Return the names of a block's branches as far as they can be read; None where *step* is no block."""
+    match step:
+        case {"type": "parallel"}:
+            branches = step.get("parallel_steps")
+            return [name for name in branches if isinstance(name, str)] if isinstance(branches, list) else []
+        case {"type": "fork_join"}:
+            config = step.get("fork_join_config")
+            branches = config.get("branches") if isinstance(config, dict) else None
+            return list(branches) if isinstance(branches, dict) else []
+        case _:
+            return None
+
+
+def _lanes(flow: Flow, block: str, step: Any) -> Iterator[Lane]:
+    kind_of = step.get("type") if isinstance(step, dict) else None
+    if kind_of == PARALLEL:
+        branches = step.get("parallel_steps")
+        place: Place = ("steps", block, "parallel_steps")
+        if isinstance(branches, list | tuple):
+            for number, branch in enumerate(branches):
+                yield Lane(block, number, (*place, number), [branch])
+            return
+    elif kind_of == FORK_JOIN:
+        config = step.get("fork_join_config")
+        branches = config.get("branches") if isinstance(config, dict) else None
+        if isinstance(branches, dict):
+            for number, (name, branch) in enumerate(branches.items()):
+                steps = branch.get("steps") if isinstance(branch, dict) else None
+                place = ("steps", block, "fork_join_config", "branches", name, "steps")
+                if isinstance(steps, list | tuple):
+                    yield Lane(block, number, place, list(steps))
+                else:
+                    flow.blurred.add(block)
+            return
+    else:
         return
-    seen: set[str] = set()
-    for index, branch in enumerate(branches):
-        if not isinstance(branch, str):
-            flow.blurred.add(block)
+    flow.blurred.add(block)
+
+
+def _read_lane(flow: Flow, lane: Lane) -> None:
+    for index, step in enumerate(lane.steps):
+        if not isinstance(step, str):
+            flow.blurred.add(lane.block)
             continue
-        place = ("steps", block, "parallel_steps", index)
-        problem = _branch_problem(flow, block, branch, place, repeated=branch in seen)
+        is_list = lane.place[-1] == "steps"
+        place = (*lane.place, index) if is_list else lane.place
+        problem = _branch_problem(flow, lane, step, place)
         if problem is None:
-            flow.block_of[branch] = block
+            flow.lane_of[step] = lane
+            flow.place_in_lane[step] = index
         else:
             flow.problems.append(problem)
-            _guess_branch(flow, block, branch if branch in flow.steps else problem.suggestion)
-        seen.add(branch)
+            _guess_branch(flow, lane.block, step if step in flow.steps else problem.suggestion)
 
 
-def _branch_problem(flow: Flow, block: str, branch: str, place: Place, *, repeated: bool) -> Problem | None:
-    if branch not in flow.steps:
-        return _unknown_step(flow, branch, place)
-    name = quoted(branch)
-    if repeated:
+def _branch_problem(flow: Flow, lane: Lane, step: str, place: Place) -> Problem | None:
+    if step not in flow.steps:
+        return _unknown_step(flow, step, place)
+    name, there = quoted(step), flow.block_of(step)
+    if there == lane.block:
         return Problem(place_text(place), "duplicate_branch", f"{name} is in this block already; a branch runs once")
-    if branch == block:
+    if step == lane.block:
         return Problem(place_text(place), "nested_block", "a block cannot be its own branch")
-    if _is_block(flow.steps[branch]):
-        message = f"{name} is a parallel step; blocks within blocks are not supported, so branches are agent steps"
+    if block_names(flow.steps[step]) is not None:
+        message = f"{name} is a block; blocks within blocks are not supported, so the steps of branches are agent steps"
         return Problem(place_text(place), "nested_block", message)
-    if branch in flow.block_of:
-        message = f"{name} is a branch of block {quoted(flow.block_of[branch])} already; a step is in one block at most"
+    if there is not None:
+        message = f"{name} is a branch of block {quoted(there)} already; a step is in one block at most"
         return Problem(place_text(place), "step_in_two_blocks", message)
     return None
 
 
 def _guess_branch(flow: Flow, block: str, branch: str | None) -> None:
-    if branch is not None and branch not in flow.block_of:
+    if branch is not None and branch not in flow.lane_of:
         # Both ways, so that whatever comes before or behind the block does so for the branch.
         flow.guesses += [(block, branch), (branch, block)]
 
@@ -144,12 +193,14 @@ def _read_edges(flow: Flow, step_id: str, step: Any) -> None:
         target = step.get(name) if isinstance(step, dict) else _UNREADABLE
         if isinstance(target, str):
             _read_edge(flow, step_id, target, name)
-        elif target is not None and step_id not in flow.block_of:
+        elif target is not None and step_id not in flow.lane_of:
             flow.blurred.add(step_id)
 
 
 def _read_edge(flow: Flow, source: str, target: str, name: str) -> None:
     place: Place = ("steps", source, name)
+    if name == "next_step" and _leads_along_its_lane(flow, source, target):
+        return
     problem = _forbidden_edge(flow, source, place) or _target_problem(flow, target, place)
     if problem is None:
         flow.edges.append(Edge(source, target, place))
@@ -160,17 +211,24 @@ def _read_edge(flow: Flow, source: str, target: str, name: str) -> None:
         flow.guesses.append((source, meant))
 
 
+def _leads_along_its_lane(flow: Flow, source: str, target: str) -> bool:
+    """Whether a step of a branch says itself which step of the branch comes next."""
+    lane, there = flow.lane_of.get(source), flow.lane_of.get(target)
+    return lane is not None and lane is there and flow.place_in_lane[target] == flow.place_in_lane[source] + 1
+
+
 def _forbidden_edge(flow: Flow, source: str, place: Place) -> Problem | None:
-    if place[-1] != "next_step" or source not in flow.block_of:
+    block = flow.block_of(source)
+    if place[-1] != "next_step" or block is None:
         return None
-    message = f"a branch has no next step: when all are done, block {quoted(flow.block_of[source])} leads on"
+    message = f"a branch has no next step: when all are done, block {quoted(block)} leads on"
     return Problem(place_text(place), "branch_with_next_step", message)
 
 
 def _target_problem(flow: Flow, target: str, place: Place) -> Problem | None:
     if target not in flow.steps:
         return _unknown_step(flow, target, place)
-    block = flow.block_of.get(target)
+    block = flow.block_of(target)
     if block is None:
         return None
     message = f"{quoted(target)} is a branch of block {quoted(block)} and runs only as part of it; lead to the block"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from schemas.display import cut, place_text, quoted
 from schemas.draft import Draft
 from schemas.errors import Problem
-from schemas.flow import Flow
+from schemas.flow import Flow, block_names
 from schemas.graph import preceding
-from schemas.references import PlacedReference, read_template
+from schemas.references import Part, PlacedReference, read_template
+from schemas.suggestions import nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,17 @@ def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
                 continue
             use = _Use(step_id, placed.reference.step, placed)
             problem = _plain_problem(flow, use)
-            if problem is None:
-                uses.append(use)
-            else:
+            if problem is not None:
                 problems.append(problem)
+            elif not _is_earlier_in_lane(flow, use):
+                uses.append(use)
     problems.extend(_order_problems(flow, uses))
     return problems
 
 
 def _plain_problem(flow: Flow, use: _Use) -> Problem | None:
     """Return what can be told without looking at the whole graph."""
-    block = flow.block_of.get(use.user)
+    block = flow.block_of(use.user)
     used = quoted(use.used)
     if use.used not in flow.steps:
         return _problem(use, "reference_to_unknown_step", f"there is no step {used}", flow.names.nearest(use.used))
@@ -55,13 +56,40 @@ def _plain_problem(flow: Flow, use: _Use) -> Problem | None:
         return _problem(
             use, "reference_to_own_block", f"block {used} is done only after all its branches, this one too"
         )
-    if block is not None and flow.block_of.get(use.used) == block:
+    if block is not None and flow.block_of(use.used) == block and not _is_earlier_in_lane(flow, use):
+        if flow.lane_of[use.used] is flow.lane_of[use.user]:
+            return _problem(use, "reference_to_later_step", f"{used} comes later in the same branch")
         return _problem(
             use,
             "reference_between_siblings",
             f"{used} runs at the same time, in the same block {quoted(block)}; only steps behind the block can use it",
         )
-    return None
+    return _errors_problem(flow, use)
+
+
+def _errors_problem(flow: Flow, use: _Use) -> Problem | None:
+    reference = use.placed.reference
+    if reference.part is not Part.ERRORS:
+        return None
+    branches = block_names(flow.steps[use.used])
+    if branches is None:
+        return _problem(use, "reference_to_errors", f"{quoted(use.used)} is no block; it has one error", "error")
+    name = reference.path[0] if reference.path else None
+    if name is None or name in branches or use.used in flow.blurred:
+        return None
+    return _problem(
+        use,
+        "reference_to_unknown_branch",
+        f"block {quoted(use.used)} has no branch {quoted(str(name))}",
+        nearest(str(name), tuple(branches)),
+    )
+
+
+def _is_earlier_in_lane(flow: Flow, use: _Use) -> bool:
+    lane = flow.lane_of.get(use.user)
+    if lane is None or flow.lane_of.get(use.used) is not lane:
+        return False
+    return flow.place_in_lane[use.used] < flow.place_in_lane[use.user]
 
 
 def _order_problems(flow: Flow, uses: list[_Use]) -> Iterator[Problem]:

@@ -157,6 +157,13 @@ class RunCancelled(Message):
     run_id: UUID
 
 
+class BranchesCancelled(Message):
+    """Tell all workers that a block goes on without its open branches. What they still do for those has no effect."""
+
+    run_id: UUID
+    block_id: StepId
+
+
 class StepEvent(BaseModel):
     """One status change of one step execution; `step_id` None is the run itself."""
 
@@ -185,5 +192,6 @@ MESSAGES: tuple[type[Message], ...] = (
     AgentResult,
     CancelRun,
     RunCancelled,
+    BranchesCancelled,
     RunEvent,
 )

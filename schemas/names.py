@@ -14,8 +14,13 @@ STEP_ID_PATTERN: Final = rf"^[A-Za-z0-9_][A-Za-z0-9_-]{{0,{MAX_NAME_LENGTH - 1}}
 AGENT_NAME_PATTERN: Final = rf"^[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_NAME_LENGTH - 1}}}$"
 WORKFLOW_ID_PATTERN: Final = r"^[^\x00-\x1f\x7f]{1,200}$"
 
+BRANCH_NAME_PATTERN: Final = (
+    rf"^[^.\[\]{{}}\s\x00-\x1f]([^.\[\]{{}}\x00-\x1f]{{0,{MAX_NAME_LENGTH - 2}}}[^.\[\]{{}}\s\x00-\x1f])?$"
+)
+
 _STEP_ID = re.compile(STEP_ID_PATTERN.removesuffix("$") + r"\Z")
 _AGENT_NAME = re.compile(AGENT_NAME_PATTERN.removesuffix("$") + r"\Z")
+_BRANCH_NAME = re.compile(BRANCH_NAME_PATTERN.removesuffix("$") + r"\Z")
 
 
 def step_id_problem(name: str) -> str | None:
@@ -24,6 +29,16 @@ def step_id_problem(name: str) -> str | None:
         return f'a step may not be called "{RESERVED_STEP_ID}": references use that word for the run\'s input'
     if _STEP_ID.match(name) is None:
         return f"a step id has 1 to {MAX_NAME_LENGTH} letters, digits, hyphens or underscores, and no hyphen first"
+    return None
+
+
+def branch_name_problem(name: str) -> str | None:
+    """Say what is wrong with *name* as the name of a branch, or return None: references must be able to name it."""
+    if _BRANCH_NAME.match(name) is None:
+        return (
+            f"a branch name has 1 to {MAX_NAME_LENGTH} characters, no dots, brackets, braces or control characters, "
+            "and no space first or last"
+        )
     return None
 
 

@@ -1,8 +1,9 @@
 """References in `input_mapping`: read once per plan, resolved for every attempt.
 
-A reference is `${workflow.input}`, `${STEP.output}` or `${STEP.error}`, with a path behind it or without, or
-`${STEP.status}`. A path goes through objects by `.key` and through arrays by `[index]`, counted from 0; a key is any
-text without dots, brackets, braces and outer spaces. `$${` stands for a literal `${`.
+A reference is `${workflow.input}`, `${STEP.output}`, `${STEP.error}` or, of a block, `${STEP.errors}` with the errors
+of its branches, each with a path behind it or without, or `${STEP.status}`. A path goes through objects by `.key` and
+through arrays by `[index]`, counted from 0; a key is any text without dots, brackets, braces and outer spaces. `$${`
+stands for a literal `${`.
 
 `compile_template` turns a value into a `Template`, a tree in which everything without references is a constant.
 Resolving goes through that tree and never through what the references lead to: data that holds `${...}` stays as it
@@ -38,7 +39,7 @@ _OPENING: Final = re.compile(r"\$\$\{|\$\{(?:([^{}]*)\})?")
 _HEAD: Final = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)(?:\.([A-Za-z0-9_-]+))?")
 _PATH_PART: Final = re.compile(r"\.([^.\[\]{}\s](?:[^.\[\]{}]*[^.\[\]{}\s])?)|\[([0-9]{1,9})\]")
 _PATH: Final = re.compile(f"(?:{_PATH_PART.pattern})*")
-_STEP_PARTS: Final = (Part.OUTPUT, Part.ERROR, Part.STATUS)
+_STEP_PARTS: Final = (Part.OUTPUT, Part.ERROR, Part.STATUS, Part.ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Template:
     references: tuple[PlacedReference, ...]
     problems: tuple[Problem, ...]  # references that cannot be read; none after `compile_template`
     steps: frozenset[str]  # the ids of the steps that it refers to
+    blocks: frozenset[str]  # those of them whose branches' errors it refers to
     _node: "_Node"
 
     def resolve(self, scope: Scope) -> Any:
@@ -93,7 +95,12 @@ def read_template(value: Any, at: Place = ()) -> Template:
     node = reader.read(value, at, MAX_DEPTH)
     referred = {placed.reference.step for placed in reader.references if placed.reference.step is not None}
     steps = frozenset(referred) if referred else _NO_STEPS  # one for all of the many templates without any
-    return Template(tuple(reader.references), tuple(reader.problems), steps, node)
+    blocks = frozenset(
+        placed.reference.step
+        for placed in reader.references
+        if placed.reference.part is Part.ERRORS and placed.reference.step is not None
+    )
+    return Template(tuple(reader.references), tuple(reader.problems), steps, blocks or _NO_STEPS, node)
 
 
 # The tree. A Reference is a node too.
@@ -220,7 +227,7 @@ def _parse_part(text: str, head: re.Match[str]) -> Part:
     known = (Part.INPUT,) if name == RESERVED_STEP_ID else _STEP_PARTS
     if word in known:
         return Part(word)
-    forms = " or ".join(f"${{{name}.{part}}}" for part in known)
+    forms = " or ".join(f"${{{name}.{part}}}" for part in known[:3])
     meant = known[0] if word is None else nearest(word, known) or f"{known[0]}.{word}"
     suggestion = f"${{{name}.{meant}{rest}}}" if _PATH.fullmatch(rest) else None
     raise _Malformed(f"{cut(text)} is no reference: write {forms}, or a path below it; {_LITERAL_HINT}", suggestion)

@@ -23,6 +23,7 @@ class Part(StrEnum):
     OUTPUT = "output"
     ERROR = "error"
     STATUS = "status"
+    ERRORS = "errors"  # of a block: those of its failed branches, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class StepOutcome:
     status: StepStatus
     output: Any  # or StoredJson, of which nobody may look at more than is needed
     error: Mapping[str, Any] | None
+    errors: Mapping[str, Mapping[str, Any]] | None = None  # of a block, by branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,16 @@ class Reference:
             raise self._broken(f"step {quoted(self.step)} has not run on this path")
         if self.part is Part.OUTPUT:
             return outcome.output.value if isinstance(outcome.output, StoredJson) else outcome.output
-        if self.path:
-            return {**_NO_ERROR, **(outcome.error or {})}
-        return None if outcome.error is None else dict(outcome.error)
+        if self.part is Part.ERRORS:
+            return self._errors(outcome.errors or {})
+        return _error(outcome.error, is_opened=bool(self.path))
+
+    def _errors(self, errors: Mapping[str, Mapping[str, Any]]) -> dict[str | int, Any]:
+        """Return the errors by branch; a branch that went well has one too, where it is asked for."""
+        if not self.path:
+            return {name: dict(error) for name, error in errors.items()}
+        branch = self.path[0]
+        return {branch: _error(errors.get(str(branch)), is_opened=len(self.path) > 1)}
 
     def _broken(self, why: str) -> ReferenceBroken:
         return ReferenceBroken(self.text, f"{cut(self.text, _LONGEST_REFERENCE)} leads nowhere: {why}")
@@ -84,6 +93,12 @@ class Reference:
     def _why(self, done: int, value: Any) -> str:
         way = place_text((self.step or "workflow", str(self.part), *self.path[:done]))
         return f"{cut(way, _LONGEST_REFERENCE)} {_lack(value, self.path[done])}"
+
+
+def _error(error: Mapping[str, Any] | None, *, is_opened: bool) -> dict[str, Any] | None:
+    if is_opened:
+        return {**_NO_ERROR, **(error or {})}
+    return None if error is None else dict(error)
 
 
 def _has(value: Any, part: str | int) -> bool:

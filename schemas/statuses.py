@@ -59,9 +59,12 @@ class ResultStatus(StrEnum):
 
 
 class JoinPolicy(StrEnum):
-    """When the lanes of a block suffice."""
+    """How many branches of a block must complete."""
 
-    ALL = "all"  # every branch must complete
+    ALL = "all"
+    ANY = "any"  # one
+    MAJORITY = "majority"  # more than half of them
+    N_OF_M = "n_of_m"  # as many as `n_required` says
 
 
 _FINAL_RUN = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})

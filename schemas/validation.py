@@ -10,18 +10,19 @@ from typing import Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from schemas.display import kind, place_text
-from schemas.draft import Draft, read_draft
+from schemas.display import Place, kind, place_text, quoted
+from schemas.draft import FORK_JOIN, Draft, read_draft
 from schemas.errors import JsonRefused, Problem, WorkflowInvalid
-from schemas.flow import read_flow
+from schemas.flow import block_names, read_flow
 from schemas.json_text import check_json
 from schemas.mappings import mapping_problems
 from schemas.shapes import shape_problem
+from schemas.statuses import JoinPolicy
 from schemas.workflow import Workflow
 
 _STEP_TAG: Final = 2  # where pydantic puts the step's type into a place: steps, id, type, field
 _STEP_FIELD: Final = 3
-_POINTERS: Final = frozenset({"start_step", "next_step", "on_failure", "parallel_steps"})
+_POINTERS: Final = frozenset({"start_step", "next_step", "on_failure", "parallel_steps", "steps"})
 
 
 def validate_workflow(document: object) -> list[Problem]:
@@ -59,11 +60,11 @@ def _examine(document: object) -> tuple[Workflow | None, list[Problem]]:
 
 def _check_shape(draft: Draft) -> tuple[Workflow | None, list[Problem]]:
     try:
-        return Workflow.model_validate(draft.document), [*_mismatched_ids(draft), *_retried_twice(draft)]
+        return Workflow.model_validate(draft.document), list(_inconsistencies(draft))
     except ValidationError as error:
         details = error.errors(include_url=False)
         problems = [_worded(detail) for detail in details if not _is_echo(detail, draft)]
-        return None, [*problems, *_mismatched_ids(draft), *_retried_twice(draft)]
+        return None, [*problems, *_inconsistencies(draft)]
 
 
 def _worded(detail: ErrorDetails) -> Problem:
@@ -72,7 +73,9 @@ def _worded(detail: ErrorDetails) -> Problem:
         loc = loc[:_STEP_TAG] + loc[_STEP_FIELD:]
     problem = shape_problem({**detail, "loc": loc})
     match loc:
-        case ("steps", _, "parallel_steps") if problem.code == "empty":
+        case ("steps", _, "parallel_steps") | ("steps", _, "fork_join_config", "branches", *_) if (
+            problem.code == "empty"
+        ):
             return Problem(problem.place, "empty_block", "a block needs at least one branch")
         case ("steps",) if problem.code == "empty":
             return Problem(problem.place, "no_steps", "a workflow needs at least one step")
@@ -86,15 +89,21 @@ def _is_echo(detail: ErrorDetails, draft: Draft) -> bool:
         case ("workflow_id",):
             # It was filled in from the name, or could not be.
             return draft.document.get("workflow_id") == draft.document.get("name")
-        case ("steps", str(), "agent" | "parallel", "id"):
+        case ("steps", str(), _, "id"):
             return detail["type"] == "bad_name"  # said of the key, or it differs from the key
-        case ("steps", str(key), "agent" | "parallel", _) if detail["type"] == "missing":
+        case ("steps", str(key), _, _) if detail["type"] == "missing":
             return key in draft.guessed_types
-        case ("start_step",) | ("steps", str(), "agent" | "parallel", *_) as loc:
+        case ("start_step",) | ("steps", str(), _, *_) as loc:
             # A name that no step can have is an unknown step.
             return detail["type"] == "string_pattern_mismatch" and not _POINTERS.isdisjoint(loc)
         case _:
             return False
+
+
+def _inconsistencies(draft: Draft) -> Iterator[Problem]:
+    yield from _mismatched_ids(draft)
+    yield from _retried_twice(draft)
+    yield from _impossible_joins(draft)
 
 
 def _mismatched_ids(draft: Draft) -> Iterator[Problem]:
@@ -110,3 +119,24 @@ def _retried_twice(draft: Draft) -> Iterator[Problem]:
         if isinstance(step, dict) and step.get("retry") is not None and step.get("retry_strategy") is not None:
             message = 'this is the older form of "retry", which the step has too; give one of the two'
             yield Problem(place_text(("steps", key, "retry_strategy")), "inconsistent", message)
+
+
+def _impossible_joins(draft: Draft) -> Iterator[Problem]:
+    for key, step in draft.steps.items():
+        branches = block_names(step)
+        if branches is None:
+            continue
+        config = step.get("fork_join_config") if step["type"] == FORK_JOIN else step
+        if not isinstance(config, dict):
+            continue
+        place: Place = ("steps", key, *(("fork_join_config",) if config is not step else ()), "n_required")
+        needed, policy = config.get("n_required"), config.get("join_policy", JoinPolicy.ALL)
+        if needed is None and policy == JoinPolicy.N_OF_M:
+            message = 'the join policy "n_of_m" needs the number of branches that must complete'
+            yield Problem(place_text(place), "missing_field", message)
+        elif needed is not None and policy in set(JoinPolicy) - {JoinPolicy.N_OF_M}:
+            message = f'only the join policy "n_of_m" has this, and the block\'s is {quoted(policy)}'
+            yield Problem(place_text(place), "inconsistent", message)
+        elif isinstance(needed, int) and branches and needed > len(branches):
+            message = f"{needed} branches must complete, and the block has {len(branches)}"
+            yield Problem(place_text(place), "out_of_range", message)

@@ -13,7 +13,16 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from schemas.messages import Code, Positive, Seconds, StepId, WorkflowId
-from schemas.names import AGENT_NAME_PATTERN, RESERVED_STEP_ID, STEP_ID_PATTERN, agent_name_problem, step_id_problem
+from schemas.names import (
+    AGENT_NAME_PATTERN,
+    BRANCH_NAME_PATTERN,
+    RESERVED_STEP_ID,
+    STEP_ID_PATTERN,
+    agent_name_problem,
+    branch_name_problem,
+    step_id_problem,
+)
+from schemas.statuses import JoinPolicy
 
 
 def _checked(problem_of: Callable[[str], str | None]) -> AfterValidator:
@@ -33,6 +42,7 @@ NewStepId = Annotated[
     _checked(step_id_problem),
     Field(json_schema_extra={"pattern": STEP_ID_PATTERN, "not": {"const": RESERVED_STEP_ID}}),
 ]
+BranchName = Annotated[str, _checked(branch_name_problem), Field(json_schema_extra={"pattern": BRANCH_NAME_PATTERN})]
 WorkerName = Annotated[
     str,
     _checked(agent_name_problem),
@@ -88,6 +98,27 @@ class RetryStrategy:
     )
 
 
+class OnDecided(StrEnum):
+    """What becomes of the branches that still run when they cannot change the block's outcome any more."""
+
+    WAIT = "wait"
+    CANCEL = "cancel"
+
+
+# What all blocks have in common. A base class would do, but two with slots do not go together.
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_Policy = Annotated[JoinPolicy, Field(description="How many branches must complete.")]
+_Required = Annotated[_Count | None, Field(description="Of the join policy `n_of_m`: how many.")]
+_OnDecided = Annotated[
+    OnDecided,
+    Field(description="What becomes of branches that still run when they cannot change the outcome any more."),
+]
+_Limit = Annotated[
+    _Count | None,
+    Field(description="How many branches may run at once in the whole cluster; by default no limit."),
+]
+
+
 # Dataclasses with slots, for a block may have 100,000 branches: a model takes five times the memory of one of these.
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
 class _Step:
@@ -129,12 +160,44 @@ class ParallelStep(_Step):
 
     type: Literal["parallel"]
     parallel_steps: Annotated[list[StepId], Field(min_length=1)]
-    max_parallelism: Annotated[int, Field(strict=True, ge=1)] | None = Field(
-        None, description="How many branches may run at once in the whole cluster; by default no limit."
+    max_parallelism: _Limit = None
+    join_policy: _Policy = JoinPolicy.ALL
+    n_required: _Required = None
+    on_decided: _OnDecided = OnDecided.WAIT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class ForkBranch:
+    """A branch of a `fork_join` step: steps that run one after the other."""
+
+    steps: Annotated[list[StepId], Field(min_length=1)]
+    timeout_seconds: Seconds | None = Field(
+        None, description="How long the branch may take from the start of its first step; goes before that of all."
     )
 
 
-Step = Annotated[AgentStep | ParallelStep, Field(discriminator="type")]
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class ForkJoinConfig:
+    """The branches of a `fork_join` step, by name, and how they are joined."""
+
+    branches: Annotated[dict[BranchName, ForkBranch], Field(min_length=1)]
+    max_parallelism: _Limit = None
+    join_policy: _Policy = JoinPolicy.ALL
+    n_required: _Required = None
+    on_decided: _OnDecided = OnDecided.WAIT
+    branch_timeout_seconds: Seconds | None = Field(None, description="The default for `timeout_seconds` of branches.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class ForkJoinStep(_Step):
+    """A block with named branches of one or more steps each."""
+
+    type: Literal["fork_join"]
+    fork_join_config: ForkJoinConfig
+
+
+BlockStep = ParallelStep | ForkJoinStep
+Step = Annotated[AgentStep | ParallelStep | ForkJoinStep, Field(discriminator="type")]
 
 
 class Workflow(BaseModel):

@@ -94,7 +94,8 @@ def event_line(event: StepEvent) -> str:
     """Return one status change as a line of text."""
     what = "run" if event.step_id is None else event.step_id
     if event.parent_step_id is not None:
-        what = f"{event.parent_step_id} / {what}"
+        branch = f"{event.branch_name} / " if event.branch_name not in {None, event.step_id} else ""
+        what = f"{event.parent_step_id} / {branch}{what}"
     error = f"  {event.error.code}: {_one_line(event.error.message)}" if event.error is not None else ""
     return f"{event.at:%H:%M:%S.%f}"[:-3] + f"  {event.status:<9}  {what}{error}"
 

@@ -140,7 +140,8 @@ def _earlier_line(earlier: AttemptView) -> str:
 
 
 def _line(step: StepView, waiting: Mapping[str, WaitingFor]) -> str:
-    parts = [f"[bold]{escape(step.step_id)}[/bold]", _styled(step.status.value)]
+    branch = f"{escape(step.branch_name)} / " if step.branch_name not in {None, step.step_id} else ""
+    parts = [f"{branch}[bold]{escape(step.step_id)}[/bold]", _styled(step.status.value)]
     duration = _duration(step.started_at, step.finished_at)
     if duration:
         parts.append(duration)

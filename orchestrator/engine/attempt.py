@@ -12,7 +12,7 @@ from orchestrator.engine.transitions import Trigger
 from schemas.errors import ReferenceBroken
 from schemas.messages import ErrorInfo
 from schemas.references import Scope
-from schemas.statuses import JoinPolicy, StepStatus
+from schemas.statuses import StepStatus
 
 # A worker ends an overdue attempt itself; the orchestrator waits this much longer before it believes the worker lost.
 TIMEOUT_GRACE: Final = timedelta(seconds=10)
@@ -25,13 +25,15 @@ def new_step(run_id: UUID, plan: AgentPlan, scope: Scope, now: datetime) -> Step
         step_id=plan.id,
         status=StepStatus.PENDING,
         position=plan.position,
+        ordinal=plan.ordinal,
         parent_step_id=plan.block_id,
-        branch_name=plan.id if plan.block_id is not None else None,
-        join_policy=JoinPolicy.ALL if plan.block_id is not None else None,
+        branch_name=plan.branch_name,
+        join_policy=plan.join_policy,
         agent_name=plan.agent_name,
         timeout_seconds=plan.limits.attempt,
         queue_timeout_seconds=plan.limits.queue,
         heartbeat_timeout_seconds=plan.limits.heartbeat,
+        branch_timeout_seconds=plan.branch_timeout,
         created_at=now,
     )
     try:
@@ -43,12 +45,14 @@ def new_step(run_id: UUID, plan: AgentPlan, scope: Scope, now: datetime) -> Step
 
 def dispatched(step: StepExecution, now: datetime, new_id: Callable[[], UUID]) -> StepExecution:
     """Return the PENDING row with its next attempt under way: QUEUED, with a task id of its own."""
+    if step.branch_due_at is None and step.branch_timeout_seconds is not None:
+        step = step._replace(branch_due_at=_after(now, step.branch_timeout_seconds))
     return step.advanced(
         Trigger.DISPATCH,
         attempt=step.attempt + 1,
         task_id=new_id(),
         queued_at=now,
-        due_at=_after(now, step.queue_timeout_seconds),
+        due_at=within_branch(step, _after(now, step.queue_timeout_seconds)),
         ready_at=None,
     )
 
@@ -63,7 +67,21 @@ def due_time(step: StepExecution, started: datetime, heard: datetime) -> datetim
     """
     end = _after(started + TIMEOUT_GRACE, step.timeout_seconds)
     silence = _after(heard, step.heartbeat_timeout_seconds)
-    return min((time for time in (end, silence) if time is not None), default=None)
+    return _earliest(end, silence, step.branch_due_at)
+
+
+def within_branch(step: StepExecution, due_at: datetime | None) -> datetime | None:
+    """Return *due_at*, or the time at which the branch of *step* counts as overdue, whichever is earlier."""
+    return _earliest(due_at, step.branch_due_at)
+
+
+def is_branch_overdue(step: StepExecution, now: datetime) -> bool:
+    """Whether the branch has taken longer than it may."""
+    return step.branch_due_at is not None and step.branch_due_at <= now
+
+
+def _earliest(*times: datetime | None) -> datetime | None:
+    return min((time for time in times if time is not None), default=None)
 
 
 def _after(time: datetime, seconds: float | None) -> datetime | None:

@@ -1,7 +1,10 @@
 """A block: fork its branches, count them down, join their outputs.
 
+A branch is a row of steps, one after the other; it holds its slot from the start of the first to the end of the last,
+and is over when the last step has completed or any step has failed.
+
 The block's row carries counters, so each ending branch costs the same however many there are, and only the last one
-pays for the join. Under the run's lock exactly one input sees `open` reach zero.
+pays for the join. Under the run's lock exactly one input sees that nothing is open, or that the rest is not waited for.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,9 +14,9 @@ from uuid import UUID
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched, new_step
-from orchestrator.engine.decision import Decision, Send, SendTask, SendTicket, Verdict
-from orchestrator.engine.inputs import BlockDrained, BlockForked, FollowUp, StepEnded
-from orchestrator.engine.plan import BlockPlan
+from orchestrator.engine.decision import Decision, Send, SendCancellation, SendTask, SendTicket, Ticket, Verdict
+from orchestrator.engine.inputs import BlockDrained, BlockForked, SlotsFree, StepEnded
+from orchestrator.engine.plan import AgentPlan, BlockPlan
 from orchestrator.engine.records import Branches, StepExecution
 from orchestrator.engine.state import FailedBranch, RunState, Wanted
 from orchestrator.engine.transitions import Trigger
@@ -31,7 +34,7 @@ def new_block(run_id: UUID, plan: BlockPlan, now: datetime) -> StepExecution:
         run_id=run_id,
         step_id=plan.id,
         status=StepStatus.RUNNING,
-        join_policy=JoinPolicy.ALL,
+        join_policy=plan.join_policy,
         branches=Branches(total, open=total, failed=0, dispatched=0, passed=0, max_parallelism=plan.max_parallelism),
         created_at=now,
         started_at=now,
@@ -41,7 +44,7 @@ def new_block(run_id: UUID, plan: BlockPlan, now: datetime) -> StepExecution:
 def fork(
     state: RunState, plan: BlockPlan, now: datetime, new_id: Callable[[], UUID]
 ) -> Iterator[tuple[StepExecution, Send | None]]:
-    """Yield each branch's new row with the message that it causes, in definition order.
+    """Yield the new row of each branch's first step with the message that it causes, in definition order.
 
     Lazy, so that a block of any size passes through memory in the caller's batches. A branch whose input cannot be
     made is FAILED and causes no message; the others go ahead.
@@ -59,57 +62,115 @@ def fork(
             yield queued, SendTask(queued)
 
 
-def forked(state: RunState, event: BlockForked) -> Decision:
+def forked(state: RunState, event: BlockForked) -> Decision | Wanted:
     """Count the branches that failed at once; when all did, the block is drained already."""
-    block = _known(state, event.block_id)
-    counters = _counters(block)
-    left = counters.open - event.failed
-    changed = block._replace(branches=counters._replace(open=left, failed=event.failed))
-    return Decision(Verdict.APPLIED, steps=(changed,), then=_drained_when(left, event))
+    missing = state.missing(Wanted(plan=True))
+    if missing:
+        return missing
+    block, plan = _known(state, event.block_id), _plan(state, event.block_id)
+    counters = _counters(block)._replace(open=_counters(block).open - event.failed, failed=event.failed)
+    drained = (BlockDrained(event.run_id, event.block_id),) if _is_over(plan, counters) else ()
+    return Decision(Verdict.APPLIED, steps=(block._replace(branches=counters),), then=drained)
 
 
-def count_ended(block: StepExecution, before: StepExecution, after: StepExecution) -> StepExecution:
-    """Return the block's row after one of its branches ended."""
+def branch_ended(state: RunState, branch: AgentPlan, *ended: StepExecution, before: StepExecution) -> Decision:
+    """Count a branch that is over.
+
+    Args:
+        state: Knows the plan and the block.
+        branch: The plan of the branch's step that ended.
+        ended: That step's new row, unless it is stored already.
+        before: The row as it was, or as it is stored: it tells what the branch took of the block.
+    """
+    assert branch.block_id is not None, "it is a step of a branch"
+    block, plan = _known(state, branch.block_id), _plan(state, branch.block_id)
     counters = _counters(block)
-    freed = 1 if counters.is_gated and before.holds_slot else 0
-    failed = 1 if after.status is StepStatus.FAILED else 0
-    changed = counters._replace(
-        open=counters.open - 1, failed=counters.failed + failed, dispatched=counters.dispatched - freed
+    last = ended[-1] if ended else before
+    counted = counters._replace(
+        open=counters.open - 1,
+        failed=counters.failed + (last.status is StepStatus.FAILED),
+        dispatched=counters.dispatched - (counters.is_gated and (before.holds_slot or not ended)),
+        ready=counters.ready - (before.ready_at is not None),
     )
-    return block._replace(branches=changed)
+    is_over = _is_over(plan, counted)
+    return Decision(
+        Verdict.APPLIED,
+        steps=(*ended, block._replace(branches=counted)),
+        released=ticket(plan, branch),
+        then=(BlockDrained(block.run_id, block.step_id),) if is_over else (),
+        afterwards=SlotsFree(block.run_id, block.step_id) if counted.free_slots > 0 and not is_over else None,
+    )
+
+
+def ticket(plan: BlockPlan, branch: AgentPlan) -> Ticket:
+    """Return what stands at the gate for the branch of which *branch* is a step."""
+    return Ticket(plan.id, plan.branches[branch.position].id)
 
 
 def drained(state: RunState, event: BlockDrained, now: datetime) -> Decision | Wanted:
-    """Join: the block is COMPLETED when no branch failed, FAILED otherwise; its output is there either way."""
-    block = _known(state, event.block_id)
-    if _counters(block).failed == 0:
-        ended = block.advanced(Trigger.COMPLETE, finished_at=now)
+    """Join: the block is COMPLETED when enough branches have, FAILED otherwise; its output is there either way.
+
+    Branches that are still open are not waited for: they are cancelled.
+    """
+    missing = state.missing(Wanted(plan=True))
+    if missing:
+        return missing
+    block, plan = _known(state, event.block_id), _plan(state, event.block_id)
+    counters = _counters(block)
+    settled = block._replace(branches=counters._replace(open=0, dispatched=0, ready=0))
+    if _completed(counters) >= plan.needed:
+        ended = settled.advanced(Trigger.COMPLETE, finished_at=now)
     else:
         missing = state.missing(Wanted(failures=frozenset({block.step_id})))
         if missing:
             return missing
-        error = _block_error(block, state.failures[block.step_id])
-        ended = block.advanced(Trigger.FAIL, finished_at=now, error=error)
-    return Decision(Verdict.APPLIED, steps=(ended,), join=block.step_id, then=(StepEnded(block.run_id, block.step_id),))
+        error = _block_error(plan, block, state.failures[block.step_id])
+        ended = settled.advanced(Trigger.FAIL, finished_at=now, error=error)
+    is_cut_short = counters.open > 0
+    return Decision(
+        Verdict.APPLIED,
+        steps=(ended,),
+        join=plan,
+        cancels_branches_of=block.step_id if is_cut_short else None,
+        sends=(SendCancellation(block.run_id, block.step_id),) if is_cut_short else (),
+        then=(StepEnded(block.run_id, block.step_id),),
+    )
 
 
-def _block_error(block: StepExecution, failures: tuple[FailedBranch, ...]) -> ErrorInfo:
+def _completed(counters: Branches) -> int:
+    return counters.total - counters.open - counters.failed
+
+
+def _is_over(plan: BlockPlan, counters: Branches) -> bool:
+    """Whether nothing is open, or nothing that is open matters and it is not waited for."""
+    if counters.open == 0:
+        return True
+    succeeded = _completed(counters) >= plan.needed
+    return plan.cancels_the_rest and (succeeded or counters.failed > counters.total - plan.needed)
+
+
+def _block_error(plan: BlockPlan, block: StepExecution, failures: tuple[FailedBranch, ...]) -> ErrorInfo:
     described: list[dict[str, Any]] = [
         {"step_id": branch.step_id, "code": branch.error.code, "message": branch.error.message}
         for branch in failures[:DESCRIBED_FAILURES]
         if branch.error is not None
     ]
+    total = _counters(block).total
     reasons = "; ".join(f"{failure['step_id']}: {failure['message']}" for failure in described[:3])
     more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+    wanted = "" if plan.join_policy is JoinPolicy.ALL else f", and {plan.needed} had to complete"
     return ErrorInfo(
         code=codes.BRANCHES_FAILED,
-        message=f"{len(failures)} of {_counters(block).total} branches failed: {reasons}{more}",
+        message=f"{len(failures)} of {total} branches failed{wanted}: {reasons}{more}",
         details={"failed_count": len(failures), "failed_steps": described},
     )
 
 
-def _drained_when(open_branches: int, event: BlockForked) -> tuple[FollowUp, ...]:
-    return (BlockDrained(event.run_id, event.block_id),) if open_branches == 0 else ()
+def _plan(state: RunState, block_id: str) -> BlockPlan:
+    assert state.plan is not None, "it was asked for before"
+    plan = state.plan.steps[block_id]
+    assert isinstance(plan, BlockPlan), f"{block_id} is a block"
+    return plan
 
 
 def _known(state: RunState, block_id: str) -> StepExecution:

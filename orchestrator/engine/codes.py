@@ -10,6 +10,7 @@ PAYLOAD_TOO_LARGE: Final = "payload_too_large"  # its task exceeds what the brok
 INVALID_INPUT: Final = "invalid_input"  # it does not fit what the agent declared
 TIMEOUT: Final = "timeout"  # the attempt took too long
 QUEUE_TIMEOUT: Final = "queue_timeout"  # no worker took it in time
+BRANCH_TIMEOUT: Final = "branch_timeout"  # the branch took too long
 HEARTBEAT_TIMEOUT: Final = "heartbeat_timeout"  # its worker was silent for too long
 UNKNOWN_AGENT: Final = "unknown_agent"  # no worker ever declared the agent's queue
 WORKER_LOST: Final = "worker_lost"  # each worker that took its task was lost, or the broker gave the task up

@@ -10,17 +10,19 @@ How a run moves:
                         ▲    │                                                        ▼
                         │    └─────▶ block: fork, BlockForked ──▶ … ──▶ BlockDrained ──▶ StepEnded
                         │              each branch: (SlotsFree ──▶) TaskReported ─┘         │
+                        │              (between its steps: StepEnded ──▶ StepReached)       │
                         └──────────────── next_step, or on_failure ─────────────────────────┤
                                                                             run ended ◀─────┘
 
-An attempt that failed may be followed by another: its step waits, and goes on with RetryDue (see `retries`).
+An attempt that failed may be followed by another: its step waits, and goes on with RetryDue (see `retries`). Where the
+rest of a block is not waited for, BlockDrained comes while branches are open, and cancels them.
 
 Late and repeated inputs are normal and get a verdict; an exception from here means a bug.
 """
 
 from typing import assert_never
 
-from orchestrator.engine import block, gate, lifecycle, reports, retries, silence
+from orchestrator.engine import block, gate, lifecycle, reports, silence
 from orchestrator.engine.decision import Decision
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -65,7 +67,7 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
         case RunOverdue():
             return lifecycle.overdue(state, moment.now)
         case RetryDue():
-            return retries.retry_due(state, event, moment)
+            return reports.retry_due(state, event, moment)
         case TaskMissing():
             return silence.task_missing(state, event, moment.now)
         case BranchArrived():
@@ -93,10 +95,10 @@ def apply(state: RunState, decision: Decision, moment: Moment) -> None:
     if decision.run is not None and decision.run.status.is_final:
         # What is stored is older. Nobody asks for the input any more: no step of this run is entered again.
         state.run_values = RunValues(None, decision.run.output, decision.run.error)
+    if decision.cancels_open_steps or decision.cancels_branches_of is not None:
+        state.cancel_open_steps(moment.now, of_block=decision.cancels_branches_of)
     for step in decision.steps:
         state.put_step(step)
-    if decision.cancels_open_steps:
-        state.cancel_open_steps(moment.now)
 
 
 def first_wanted(event: Input) -> Wanted:
@@ -104,7 +106,8 @@ def first_wanted(event: Input) -> Wanted:
     match event:
         case TaskReported():
             task = frozenset({event.report.task_id})
-            return Wanted(tasks=task, ending=task if event.report.status.ends_attempt else frozenset())
+            ends = event.report.status.ends_attempt
+            return Wanted(tasks=task, ending=task if ends else frozenset(), plan=ends)
         case BranchArrived():
             return Wanted(steps=frozenset({event.block_id, event.step_id}))
         case SlotsFree():

@@ -46,9 +46,10 @@ class SendResult:
 
 @dataclass(frozen=True, slots=True)
 class SendCancellation:
-    """Tell the workers that nobody waits for this run any more."""
+    """Tell the workers that nobody waits for this run any more, or for the branches of this block."""
 
     run_id: UUID
+    block_id: str | None = None
 
 
 Send = SendTask | SendTicket | SendResult | SendCancellation
@@ -62,6 +63,13 @@ class EndedAttempt(NamedTuple):
     retry_at: datetime  # when the next one was to start
 
 
+class Ticket(NamedTuple):
+    """What stands for a branch at the gate of its block: it bears the id of the branch's first step."""
+
+    block_id: str
+    step_id: str
+
+
 class Decision(NamedTuple):
     """The answer to one input; everything in it is stored in one transaction, or nothing is."""
 
@@ -73,8 +81,9 @@ class Decision(NamedTuple):
     ended: EndedAttempt | None = None  # goes into the history; its step waits for the next attempt
     sends: tuple[Send, ...] = ()
     fork: BlockPlan | None = None  # create the branches of this block (see `orchestrator.engine.block.fork`)
-    join: str | None = None  # store the aggregated outputs of this block's branches as its output
+    join: BlockPlan | None = None  # store the aggregated outputs of this block's branches as its output
     cancels_open_steps: bool = False
-    released: StepExecution | None = None  # a branch that no longer needs its gate ticket
+    cancels_branches_of: str | None = None  # before anything else of this is written
+    released: Ticket | None = None  # of a branch that is over
     then: tuple[FollowUp, ...] = ()  # decided next
     afterwards: SlotsFree | None = None  # decided once all other inputs of the batch for this run are

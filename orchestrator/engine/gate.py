@@ -30,6 +30,7 @@ from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched
 from orchestrator.engine.decision import Decision, SendTask, Verdict
 from orchestrator.engine.inputs import BranchArrived, SlotsFree
+from orchestrator.engine.plan import branch_from
 from orchestrator.engine.records import Branches, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 
@@ -39,12 +40,30 @@ def branch_arrived(state: RunState, event: BranchArrived) -> Decision | Wanted:
     missing = state.missing(Wanted(steps=frozenset({event.block_id, event.step_id})))
     if missing:
         return missing
-    step = state.steps[event.step_id]
-    if step is None or step.status.is_final or step.parent_step_id != event.block_id:
+    step, block = state.steps[event.step_id], state.steps[event.block_id]
+    if step is None or block is None or step.parent_step_id != event.block_id or block.status.is_final:
         return Decision(Verdict.STALE, codes.BRANCH_IS_OVER)
+    if step.status.is_final:
+        return _first_step_over(state, step)
     if step.holds_slot:
         return Decision(Verdict.DUPLICATE, codes.ALREADY_DISPATCHED)
     return Decision(Verdict.NOT_YET, codes.WAITS_FOR_SLOT, afterwards=SlotsFree(event.run_id, event.block_id))
+
+
+def _first_step_over(state: RunState, first: StepExecution) -> Decision | Wanted:
+    """Answer the ticket of a branch whose first step has ended: others may follow it."""
+    missing = state.missing(Wanted(plan=True))
+    if missing:
+        return missing
+    assert state.plan is not None
+    following = [plan.id for plan in branch_from(state.plan, first.step_id)]
+    missing = state.missing(Wanted(steps=frozenset(following)))
+    if missing:
+        return missing
+    rows = (state.steps[step_id] for step_id in following)
+    if any(row is not None and not row.status.is_final for row in rows):
+        return Decision(Verdict.DUPLICATE, codes.ALREADY_DISPATCHED)
+    return Decision(Verdict.STALE, codes.BRANCH_IS_OVER)
 
 
 def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callable[[], UUID]) -> Decision | Wanted:

@@ -117,10 +117,11 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class StepReached:
-    """The run goes on at this step."""
+    """The run goes on at this step, or a branch does, after a step of it."""
 
     run_id: UUID
     step_id: str
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class BlockDrained:
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """A step that is nobody's branch has ended."""
+    """A step has ended that something may follow."""
 
     run_id: UUID
     step_id: str

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched, new_step
-from orchestrator.engine.block import new_block
+from orchestrator.engine.block import branch_ended, new_block
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, RunRequested, StepEnded, StepReached
 from orchestrator.engine.plan import AgentPlan, BlockPlan, StepPlan
@@ -72,7 +72,7 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
         return missing
     assert state.plan is not None
     plan = state.plan.steps[event.step_id]
-    missing = state.missing(Wanted(outcomes=_referenced_steps(plan)))
+    missing = state.missing(_referenced(plan))
     if missing:
         return missing
     match plan:
@@ -90,11 +90,20 @@ def step_ended(state: RunState, event: StepEnded, now: datetime) -> Decision | W
     assert state.plan is not None
     step, plan = state.steps[event.step_id], state.plan.steps[event.step_id]
     assert step is not None, "a step that ended is known"
+    if isinstance(plan, AgentPlan) and plan.block_id is not None:
+        return _branch_goes_on(state, event, plan, step)
     if step.status is StepStatus.COMPLETED:
         following = plan.next_step
         return _go_on(event, following) if following is not None else _complete_run(state, step, now)
     handler = _failure_handler(state, plan)
     return _go_on(event, handler) if handler is not None else _fail_run(state, step, now)
+
+
+def _branch_goes_on(state: RunState, event: StepEnded, plan: AgentPlan, step: StepExecution) -> Decision:
+    if step.status is not StepStatus.COMPLETED:  # its input could not be made
+        return branch_ended(state, plan, before=step)
+    assert plan.next_step is not None, "the end of the last step is counted where it is reported"
+    return Decision(Verdict.APPLIED, then=(StepReached(event.run_id, plan.next_step, after=step.step_id),))
 
 
 def _stopped(run: Run) -> Decision:
@@ -123,14 +132,19 @@ def _agent_reached(
     state: RunState, event: StepReached, plan: AgentPlan, now: datetime, new_id: Callable[[], UUID]
 ) -> Decision:
     step = new_step(event.run_id, plan, state.scope(plan.template.steps), now)
+    before = state.steps[event.after] if event.after is not None else None
+    if before is not None:
+        step = step._replace(branch_due_at=before.branch_due_at)
     if step.status is StepStatus.FAILED:
         return Decision(Verdict.APPLIED, steps=(step,), then=(StepEnded(event.run_id, step.step_id),))
     queued = dispatched(step, now, new_id)
     return Decision(Verdict.APPLIED, steps=(queued,), sends=(SendTask(queued),))
 
 
-def _referenced_steps(plan: StepPlan) -> frozenset[str]:
-    return plan.referenced_steps if isinstance(plan, BlockPlan) else plan.template.steps
+def _referenced(plan: StepPlan) -> Wanted:
+    if isinstance(plan, BlockPlan):
+        return Wanted(outcomes=plan.referenced_steps, errors=plan.referenced_blocks)
+    return Wanted(outcomes=plan.template.steps, errors=plan.template.blocks)
 
 
 def _failure_handler(state: RunState, plan: StepPlan) -> str | None:

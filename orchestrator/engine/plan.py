@@ -1,13 +1,24 @@
 """The plan: a workflow compiled once into what the decisions need."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
 from typing import Final, NamedTuple, assert_never
 
 from schemas.references import Template, compile_template
-from schemas.workflow import AgentStep, BackoffType, ParallelStep, Retry, RetryStrategy, Workflow
+from schemas.statuses import JoinPolicy
+from schemas.workflow import (
+    AgentStep,
+    BackoffType,
+    ForkJoinConfig,
+    ForkJoinStep,
+    OnDecided,
+    ParallelStep,
+    Retry,
+    RetryStrategy,
+    Workflow,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,11 @@ _NO_LIMITS: Final = TimeLimits(None, None, None)
 
 @dataclass(frozen=True, slots=True)
 class AgentPlan:
-    """One agent step. `block_id` names the block whose branch it is, `position` its place there."""
+    """One agent step.
+
+    In a branch, `block_id` names the block, `position` the branch's place there, and `ordinal` the step's place in the
+    branch; `next_step` is None for the last one.
+    """
 
     id: str
     agent_name: str
@@ -66,16 +81,24 @@ class AgentPlan:
     limits: TimeLimits
     retry: RetryPolicy | None
     block_id: str | None
+    branch_name: str | None
+    branch_timeout: float | None  # seconds, from the start of the branch
+    join_policy: JoinPolicy | None  # of the block
     position: int
+    ordinal: int
 
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """One parallel step with its branches in definition order."""
+    """One step that forks: the first steps of its branches, in definition order, and how they are joined."""
 
     id: str
     branches: tuple[AgentPlan, ...]
     max_parallelism: int | None
+    join_policy: JoinPolicy
+    needed: int  # so many branches must complete
+    cancels_the_rest: bool  # when what they come to is decided
+    shows_failed: bool  # as null in its output
     next_step: str | None
     on_failure: str | None
 
@@ -86,8 +109,13 @@ class BlockPlan:
 
     @property
     def referenced_steps(self) -> frozenset[str]:
-        """The steps that any branch reads from."""
+        """The steps that the first step of any branch reads from."""
         return frozenset().union(*(branch.template.steps for branch in self.branches))
+
+    @property
+    def referenced_blocks(self) -> frozenset[str]:
+        """Those of them whose branches' errors they read."""
+        return frozenset().union(*(branch.template.blocks for branch in self.branches))
 
 
 StepPlan = AgentPlan | BlockPlan
@@ -111,11 +139,10 @@ def compile_plan(workflow: Workflow) -> Plan:
         workflow: As `schemas.validation.parse_workflow` returned it; its graph is not checked again.
     """
     places = {
-        branch_id: _Place(rules, position)
+        step_id: place
         for step in workflow.steps.values()
-        if isinstance(step, ParallelStep)
-        for rules in [_Rules(step.id, _limits(step), _retry_policy(step))]
-        for position, branch_id in enumerate(step.parallel_steps)
+        if isinstance(step, ParallelStep | ForkJoinStep)
+        for step_id, place in _places(step)
     }
     agents = {
         step.id: _agent_plan(step, places.get(step.id))
@@ -128,10 +155,23 @@ def compile_plan(workflow: Workflow) -> Plan:
             case AgentStep():
                 steps[step.id] = agents[step.id]
             case ParallelStep():
-                steps[step.id] = _block_plan(step, agents)
+                steps[step.id] = _block_plan(step, step, step.parallel_steps, agents)
+            case ForkJoinStep(fork_join_config=config):
+                firsts = [branch.steps[0] for branch in config.branches.values()]
+                steps[step.id] = _block_plan(step, config, firsts, agents)
             case _:
                 assert_never(step)
     return Plan(workflow.workflow_id, workflow.version, workflow.timeout_seconds, workflow.start_step, steps)
+
+
+def branch_from(plan: Plan, step_id: str) -> Iterator[AgentPlan]:
+    """Yield the steps of a branch from *step_id* on."""
+    following: str | None = step_id
+    while following is not None:
+        step = plan.steps[following]
+        assert isinstance(step, AgentPlan), "the steps of branches are agent steps"
+        yield step
+        following = step.next_step
 
 
 class _Rules(NamedTuple):
@@ -140,11 +180,32 @@ class _Rules(NamedTuple):
     block_id: str
     limits: TimeLimits
     retry: RetryPolicy | None
+    join_policy: JoinPolicy
 
 
 class _Place(NamedTuple):
+    """Where in a block a step stands."""
+
     rules: _Rules
+    branch_name: str
+    branch_timeout: float | None
     position: int
+    ordinal: int
+    following: str | None
+
+
+def _places(step: ParallelStep | ForkJoinStep) -> Iterator[tuple[str, _Place]]:
+    if isinstance(step, ParallelStep):
+        rules = _Rules(step.id, _limits(step), _retry_policy(step), step.join_policy)
+        for position, branch_id in enumerate(step.parallel_steps):
+            yield branch_id, _Place(rules, branch_id, None, position, 0, None)
+        return
+    config = step.fork_join_config
+    rules = _Rules(step.id, _limits(step), _retry_policy(step), config.join_policy)
+    for position, (name, branch) in enumerate(config.branches.items()):
+        timeout = branch.timeout_seconds if branch.timeout_seconds is not None else config.branch_timeout_seconds
+        for ordinal, (step_id, following) in enumerate(zip(branch.steps, [*branch.steps[1:], None], strict=True)):
+            yield step_id, _Place(rules, name, timeout, position, ordinal, following)
 
 
 def _agent_plan(step: AgentStep, place: _Place | None) -> AgentPlan:
@@ -156,21 +217,25 @@ def _agent_plan(step: AgentStep, place: _Place | None) -> AgentPlan:
         id=step.id,
         agent_name=step.agent_name,
         template=compile_template(step.input_mapping),
-        next_step=step.next_step,
+        next_step=place.following if place is not None else step.next_step,
         on_failure=step.on_failure,
         limits=limits,
         retry=retry,
         block_id=place.rules.block_id if place is not None else None,
+        branch_name=place.branch_name if place is not None else None,
+        branch_timeout=place.branch_timeout if place is not None else None,
+        join_policy=place.rules.join_policy if place is not None else None,
         position=place.position if place is not None else 0,
+        ordinal=place.ordinal if place is not None else 0,
     )
 
 
-def _limits(step: AgentStep | ParallelStep) -> TimeLimits:
+def _limits(step: AgentStep | ParallelStep | ForkJoinStep) -> TimeLimits:
     limits = TimeLimits(step.timeout_seconds, step.queue_timeout_seconds, step.heartbeat_timeout_seconds)
     return limits if limits != _NO_LIMITS else _NO_LIMITS  # one for all of the many steps without any
 
 
-def _retry_policy(step: AgentStep | ParallelStep) -> RetryPolicy | None:
+def _retry_policy(step: AgentStep | ParallelStep | ForkJoinStep) -> RetryPolicy | None:
     if step.retry is not None:
         return _policy(step.retry)
     return _older_policy(step.retry_strategy) if step.retry_strategy is not None else None
@@ -203,11 +268,35 @@ def _older_policy(strategy: RetryStrategy) -> RetryPolicy:
     )
 
 
-def _block_plan(step: ParallelStep, agents: Mapping[str, AgentPlan]) -> BlockPlan:
+def _block_plan(
+    step: ParallelStep | ForkJoinStep,
+    join: ParallelStep | ForkJoinConfig,
+    firsts: Sequence[str],
+    agents: Mapping[str, AgentPlan],
+) -> BlockPlan:
     return BlockPlan(
         id=step.id,
-        branches=tuple(agents[branch_id] for branch_id in step.parallel_steps),
-        max_parallelism=step.max_parallelism,
+        branches=tuple(agents[step_id] for step_id in firsts),
+        max_parallelism=join.max_parallelism,
+        join_policy=join.join_policy,
+        needed=_needed(join.join_policy, join.n_required, len(firsts)),
+        cancels_the_rest=join.on_decided is OnDecided.CANCEL,
+        shows_failed=isinstance(step, ForkJoinStep),
         next_step=step.next_step,
         on_failure=step.on_failure,
     )
+
+
+def _needed(policy: JoinPolicy, n_required: int | None, total: int) -> int:
+    match policy:
+        case JoinPolicy.ALL:
+            return total
+        case JoinPolicy.ANY:
+            return 1
+        case JoinPolicy.MAJORITY:
+            return total // 2 + 1
+        case JoinPolicy.N_OF_M:
+            assert n_required is not None, "validation asks for it"
+            return n_required
+        case _:
+            assert_never(policy)

@@ -77,7 +77,8 @@ class StepExecution(NamedTuple):
     run_id: UUID
     step_id: str
     status: StepStatus
-    position: int = 0
+    position: int = 0  # of its branch within the block
+    ordinal: int = 0  # within its branch
     parent_step_id: str | None = None
     branch_name: str | None = None
     join_policy: JoinPolicy | None = None
@@ -85,6 +86,7 @@ class StepExecution(NamedTuple):
     timeout_seconds: float | None = None  # of each attempt
     queue_timeout_seconds: float | None = None
     heartbeat_timeout_seconds: float | None = None
+    branch_timeout_seconds: float | None = None
     attempt: int = 0
     task_id: UUID | None = None
     worker_id: str | None = None
@@ -94,7 +96,8 @@ class StepExecution(NamedTuple):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     heartbeat_at: datetime | None = None
-    due_at: datetime | None = None  # when the attempt counts as overdue, or the next one starts
+    due_at: datetime | None = None  # when the attempt or its branch counts as overdue, or the next attempt starts
+    branch_due_at: datetime | None = None  # when its branch does; known once that has started
     ready_at: datetime | None = None  # since when the next attempt waits for a slot of its block
     postponed: int = 0  # attempts that ended because the agent asked to be called later; they do not count
     input: Any = None  # known on new rows, and where asked for

@@ -1,17 +1,17 @@
-"""What workers report about attempts, and what their silence means."""
+"""What workers report about attempts, what their silence means, and what comes with time."""
 
 from datetime import datetime, timedelta
 from typing import Final, assert_never
 
 from orchestrator.engine import codes
-from orchestrator.engine.attempt import due_time
-from orchestrator.engine.block import count_ended
-from orchestrator.engine.decision import Decision, Verdict
-from orchestrator.engine.inputs import AttemptOverdue, BlockDrained, FollowUp, SlotsFree, StepEnded, TaskUndeliverable
+from orchestrator.engine.attempt import due_time, is_branch_overdue
+from orchestrator.engine.block import branch_ended, ticket
+from orchestrator.engine.decision import Decision, Ticket, Verdict
+from orchestrator.engine.inputs import AttemptOverdue, RetryDue, SlotsFree, StepEnded, TaskUndeliverable
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import AgentPlan
+from orchestrator.engine.plan import AgentPlan, BlockPlan
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.retries import Failure, next_try, pause_after
+from orchestrator.engine.retries import Failure, next_try, pause_after, start_next
 from orchestrator.engine.silence import was_sent_again
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_step_status
@@ -45,8 +45,34 @@ def attempt_overdue(state: RunState, event: AttemptOverdue, moment: Moment) -> D
     step = state.steps[event.step_id]
     if step is None or step.task_id != event.task_id or step.due_at is None or step.due_at > moment.now:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
+    if is_branch_overdue(step, moment.now):
+        return _branch_overdue(state, step, moment)
     failure = Failure(_overdue(step, moment.now))
     return _failed(state, step._replace(finished_at=moment.now), failure, moment)
+
+
+def retry_due(state: RunState, event: RetryDue, moment: Moment) -> Decision | Wanted:
+    """Start a step's next attempt, unless the time of its branch is up."""
+    missing = state.missing(Wanted(steps=frozenset({event.step_id})))
+    if missing:
+        return missing
+    step = state.steps[event.step_id]
+    if step is None or step.status is not StepStatus.PENDING or step.due_at is None or step.due_at > moment.now:
+        return Decision(Verdict.STALE, codes.NOT_WAITING)
+    if is_branch_overdue(step, moment.now):
+        return _branch_overdue(state, step, moment)
+    return start_next(state, step, moment)
+
+
+def _branch_overdue(state: RunState, step: StepExecution, moment: Moment) -> Decision | Wanted:
+    """Fail the open step of a branch whose time is up; there is no other attempt."""
+    missing = state.missing(Wanted(plan=True))
+    if missing:
+        return missing
+    message = f'branch "{step.branch_name}" took longer than its timeout of {step.branch_timeout_seconds:g} s'
+    error = ErrorInfo(code=codes.BRANCH_TIMEOUT, message=message)
+    failed = step.advanced(Trigger.FAIL, error=error, finished_at=moment.now, due_at=None, ready_at=None)
+    return _ended(state, step, failed)
 
 
 def task_undeliverable(state: RunState, event: TaskUndeliverable, moment: Moment) -> Decision | Wanted:
@@ -129,12 +155,15 @@ def _began(step: StepExecution, now: datetime) -> datetime:
 
 
 def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, moment: Moment) -> Decision | Wanted:
+    missing = state.missing(Wanted(plan=True))
+    if missing:
+        return missing
     if step.status.is_final:
         repeated = _says_the_same(step, report)
         return Decision(
             Verdict.DUPLICATE if repeated else Verdict.STALE,
             codes.DUPLICATE_RESULT if repeated else codes.LATE_REPORT,
-            released=step,
+            released=_ticket(state, step),
         )
     ended = step._replace(
         worker_id=report.worker_id,
@@ -165,10 +194,7 @@ def _failed(state: RunState, step: StepExecution, failure: Failure, moment: Mome
     missing = state.missing(Wanted(plan=True))
     if missing:
         return missing
-    assert state.plan is not None
-    plan = state.plan.steps[step.step_id]
-    assert isinstance(plan, AgentPlan), "only agent steps have attempts"
-    pause = pause_after(plan.retry, failure, step.attempt - step.postponed, moment.draw)
+    pause = pause_after(_plan(state, step).retry, failure, step.attempt - step.postponed, moment.draw)
     if pause is None:
         return _ended(state, step, step.advanced(Trigger.FAIL, error=failure.error, due_at=None))
     waiting, ended = next_try(step, failure, moment.now + pause)
@@ -181,17 +207,30 @@ def _failed(state: RunState, step: StepExecution, failure: Failure, moment: Mome
 
 
 def _ended(state: RunState, before: StepExecution, after: StepExecution) -> Decision:
-    if after.parent_step_id is None:
+    plan = _plan(state, after)
+    if plan.block_id is None or _goes_on(plan, after):
         return Decision(Verdict.APPLIED, steps=(after,), then=(StepEnded(after.run_id, after.step_id),))
-    block = state.steps[after.parent_step_id]
-    assert block is not None, "a branch is loaded with its block"
-    counted = count_ended(block, before, after)
-    assert counted.branches is not None
-    drained: tuple[FollowUp, ...] = ()
-    if counted.branches.open == 0:
-        drained = (BlockDrained(after.run_id, block.step_id),)
-    handed_on = SlotsFree(after.run_id, block.step_id) if counted.branches.free_slots > 0 else None
-    return Decision(Verdict.APPLIED, steps=(after, counted), released=after, then=drained, afterwards=handed_on)
+    return branch_ended(state, plan, after, before=before)
+
+
+def _goes_on(plan: AgentPlan, step: StepExecution) -> bool:
+    """Whether another step follows in the branch."""
+    return step.status is StepStatus.COMPLETED and plan.next_step is not None
+
+
+def _ticket(state: RunState, step: StepExecution) -> Ticket | None:
+    """Return what stands for a branch at the gate, where the branch is over with this step."""
+    assert state.plan is not None
+    plan = _plan(state, step)
+    block = state.plan.steps[plan.block_id] if plan.block_id is not None else None
+    return ticket(block, plan) if isinstance(block, BlockPlan) and not _goes_on(plan, step) else None
+
+
+def _plan(state: RunState, step: StepExecution) -> AgentPlan:
+    assert state.plan is not None, "it was asked for before"
+    plan = state.plan.steps[step.step_id]
+    assert isinstance(plan, AgentPlan), "only agent steps have attempts"
+    return plan
 
 
 def _error_info(error: AgentError) -> ErrorInfo:

@@ -13,16 +13,15 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from orchestrator.engine import codes
-from orchestrator.engine.attempt import dispatched
+from orchestrator.engine.attempt import dispatched, within_branch
 from orchestrator.engine.decision import Decision, EndedAttempt, SendTask, Verdict
-from orchestrator.engine.inputs import RetryDue, SlotsFree
+from orchestrator.engine.inputs import SlotsFree
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import RetryPolicy
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.state import RunState, Wanted
+from orchestrator.engine.state import RunState
 from orchestrator.engine.transitions import Trigger
 from schemas.messages import ErrorInfo
-from schemas.statuses import StepStatus
 
 # Another attempt cannot help, unless somebody says that it can.
 _HOPELESS: Final = frozenset({codes.INVALID_INPUT, codes.PAYLOAD_TOO_LARGE, codes.UNKNOWN_AGENT})
@@ -90,24 +89,18 @@ def next_try(step: StepExecution, failure: Failure, due_at: datetime) -> NextTry
         started_at=None,
         heartbeat_at=None,
         finished_at=None,
-        due_at=due_at,
+        due_at=within_branch(step, due_at),
     )
     return NextTry(waiting, ended)
 
 
-def retry_due(state: RunState, event: RetryDue, moment: Moment) -> Decision | Wanted:
+def start_next(state: RunState, step: StepExecution, moment: Moment) -> Decision:
     """Start the next attempt, or let the step be ready where its block has no slot for it."""
-    missing = state.missing(Wanted(steps=frozenset({event.step_id})))
-    if missing:
-        return missing
-    step = state.steps[event.step_id]
-    if step is None or step.status is not StepStatus.PENDING or step.due_at is None or step.due_at > moment.now:
-        return Decision(Verdict.STALE, codes.NOT_WAITING)
     block = state.steps[step.parent_step_id] if step.parent_step_id is not None else None
     if block is not None and block.branches is not None and block.branches.is_gated:
         # Handed on like any other slot: what is ready comes before the line.
-        ready = step._replace(due_at=None, ready_at=moment.now)
+        ready = step._replace(due_at=within_branch(step, None), ready_at=moment.now)
         counted = block._replace(branches=block.branches._replace(ready=block.branches.ready + 1))
-        return Decision(Verdict.APPLIED, steps=(ready, counted), afterwards=SlotsFree(event.run_id, block.step_id))
+        return Decision(Verdict.APPLIED, steps=(ready, counted), afterwards=SlotsFree(step.run_id, block.step_id))
     queued = dispatched(step, moment.now, moment.new_id)
     return Decision(Verdict.APPLIED, steps=(queued,), sends=(SendTask(queued),))

@@ -5,8 +5,8 @@ the batch at once) and asks again; decisions are pure, so asking again costs not
 trips constant, and a block's other branches out of memory.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -40,6 +40,7 @@ class Wanted(NamedTuple):
     steps: frozenset[str] = frozenset()  # these steps, with their inputs
     outcomes: frozenset[str] = frozenset()  # status, output and error of these
     failures: frozenset[str] = frozenset()  # the failed branches of these blocks
+    errors: frozenset[str] = frozenset()  # the errors of all failed branches of these blocks
     waiting: frozenset[LineKey] = frozenset()  # the next in line at gates
     ready: frozenset[ReadyKey] = frozenset()  # those whose next attempt waits for a slot
     plan: bool = False
@@ -54,6 +55,7 @@ class Wanted(NamedTuple):
             frozenset().union(*(wanted.steps for wanted in many)),
             frozenset().union(*(wanted.outcomes for wanted in many)),
             frozenset().union(*(wanted.failures for wanted in many)),
+            frozenset().union(*(wanted.errors for wanted in many)),
             frozenset().union(*(wanted.waiting for wanted in many)),
             frozenset().union(*(wanted.ready for wanted in many)),
             any(wanted.plan for wanted in many),
@@ -91,6 +93,7 @@ class RunState:
     tasks: dict[UUID, str | None] = field(default_factory=dict)
     outcomes: dict[str, StepOutcome | None] = field(default_factory=dict)
     failures: dict[str, tuple[FailedBranch, ...]] = field(default_factory=dict)
+    errors: dict[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)  # by block and branch
     waiting: dict[str, Line] = field(default_factory=dict)
     ready: dict[str, tuple[int, tuple[StepExecution, ...]]] = field(default_factory=dict)  # asked for, and found
     run_values: RunValues | None = None
@@ -102,6 +105,7 @@ class RunState:
             steps=frozenset(step for step in wanted.steps if step not in self.steps),
             outcomes=frozenset(step for step in wanted.outcomes if step not in self.outcomes),
             failures=frozenset(block for block in wanted.failures if block not in self.failures),
+            errors=frozenset(block for block in wanted.errors if block not in self.errors),
             waiting=frozenset(key for key in wanted.waiting if self.next_in_line(*key) is None),
             ready=frozenset(key for key in wanted.ready if self.ready_again(*key) is None),
             plan=wanted.plan and self.plan is None,
@@ -112,7 +116,10 @@ class RunState:
         """Return what references to *step_ids* and to the run's input resolve against."""
         outcomes = {step_id: self.outcomes[step_id] for step_id in step_ids}
         run_input = self.run_values.input if self.run_values is not None else None
-        return Scope(run_input, {key: value for key, value in outcomes.items() if value is not None})
+        known = {step_id: outcome for step_id, outcome in outcomes.items() if outcome is not None}
+        for step_id in known.keys() & self.errors.keys():
+            known[step_id] = replace(known[step_id], errors=self.errors[step_id])
+        return Scope(run_input, known)
 
     def put_run(self, run: Run) -> None:
         """Remember a new version of the run."""
@@ -152,8 +159,8 @@ class RunState:
             self.put_step(step)
         self.ready[block_id] = (asked, tuple(steps))
 
-    def cancel_open_steps(self, now: datetime) -> None:
-        """Remember that every row that was not final is CANCELLED now."""
+    def cancel_open_steps(self, now: datetime, *, of_block: str | None = None) -> None:
+        """Remember that every row that was not final is CANCELLED now, or of a block those of its branches."""
         for step in list(self.steps.values()):
-            if step is not None and not step.status.is_final:
+            if step is not None and not step.status.is_final and of_block in {None, step.parent_step_id}:
                 self.put_step(step.advanced(Trigger.CANCEL, finished_at=now, due_at=None, ready_at=None))

@@ -153,6 +153,8 @@ class Batch:
         return request.definition_id
 
     async def _record(self, state: RunState, run_id: UUID, decision: Decision) -> None:
+        if decision.cancels_open_steps or decision.cancels_branches_of is not None:
+            await self._cancel_open_steps(run_id, decision.cancels_branches_of)
         if decision.run is not None:
             self._record_run(state, decision)
         for step in decision.steps:
@@ -161,14 +163,13 @@ class Batch:
             self._uow.add_ended_attempt(decision.ended)
         for send in decision.sends:
             self._uow.send(outbox_row(run_id, send, self._new_id))
-            if isinstance(send, SendTask) and send.step.parent_step_id is not None:
+            # A branch has one ticket, with the id of its first step.
+            if isinstance(send, SendTask) and send.step.parent_step_id is not None and send.step.ordinal == 0:
                 self._gate_change(run_id, send.step.parent_step_id).dispatched.append(send.step.step_id)
         if decision.join is not None:
             self._uow.join(run_id, decision.join)
-        if decision.released is not None and decision.released.parent_step_id is not None:
-            self._gate_change(run_id, decision.released.parent_step_id).ended.append(decision.released.step_id)
-        if decision.cancels_open_steps:
-            await self._cancel_open_steps(run_id)
+        if decision.released is not None:
+            self._gate_change(run_id, decision.released.block_id).ended.append(decision.released.step_id)
         apply(state, decision, self._moment)
 
     def _record_run(self, state: RunState, decision: Decision) -> None:
@@ -208,9 +209,9 @@ class Batch:
                 await self._uow.begin_flush()
         return BlockForked(run_id, plan.id, failed)
 
-    async def _cancel_open_steps(self, run_id: UUID) -> None:
+    async def _cancel_open_steps(self, run_id: UUID, block_id: str | None) -> None:
         now = self._moment.now
-        for step in await self._uow.cancel_open_steps(run_id, now):
+        for step in await self._uow.cancel_open_steps(run_id, block_id, now):
             self._events[run_id].append(
                 StatusChange(
                     step.step_id,

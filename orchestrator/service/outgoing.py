@@ -17,7 +17,7 @@ from orchestrator.service.notices import GateTicket
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.headers import headers_from_json
 from schemas.codec import dump_checked, encode_checked, plain_fields, written_time
-from schemas.messages import AgentTask, ErrorInfo, RunCancelled, RunEvent, RunResult
+from schemas.messages import AgentTask, BranchesCancelled, ErrorInfo, RunCancelled, RunEvent, RunResult
 from schemas.stored_json import StoredJson
 
 EVENTS_PER_MESSAGE: Final = 500
@@ -52,8 +52,8 @@ def outbox_row(run_id: UUID, send: Send, new_id: NewId) -> OutboxRow:
                 correlation_id=to.correlation_id,
                 body=_result_body(result),
             )
-        case SendCancellation(cancelled):
-            return _cancellation_row(cancelled, new_id())
+        case SendCancellation():
+            return _cancellation_row(send, new_id())
         case _:
             assert_never(send)
 
@@ -192,7 +192,9 @@ def _ticket_row(step: StepExecution, message_id: UUID) -> OutboxRow:
     )
 
 
-def _cancellation_row(run_id: UUID, message_id: UUID) -> OutboxRow:
+def _cancellation_row(cancelled: SendCancellation, message_id: UUID) -> OutboxRow:
+    run_id, block_id = cancelled.run_id, cancelled.block_id
+    told = RunCancelled(run_id=run_id) if block_id is None else BranchesCancelled(run_id=run_id, block_id=block_id)
     return OutboxRow(
         message_id=message_id,
         run_id=run_id,
@@ -200,7 +202,7 @@ def _cancellation_row(run_id: UUID, message_id: UUID) -> OutboxRow:
         task_id=None,
         exchange=topology.WORKERS_EXCHANGE,
         routing_key=topology.CANCELLED_KEY,
-        type=RunCancelled.__name__,
+        type=type(told).__name__,
         correlation_id=None,
-        body=encode_checked(RunCancelled(run_id=run_id)),
+        body=encode_checked(told),
     )

@@ -34,6 +34,14 @@ class GateRow:
     holder: str
 
 
+class Join(NamedTuple):
+    """A block whose output is put together from those of its branches."""
+
+    run_id: UUID
+    block_id: str
+    shows_failed: bool  # as null
+
+
 @dataclass(slots=True)
 class Changes:
     """What is to be written together. A record that changes twice is in it once, as it is in the end."""
@@ -43,7 +51,7 @@ class Changes:
     new_steps: dict[tuple[UUID, str], StepExecution] = field(default_factory=dict)
     changed_steps: dict[tuple[UUID, str], StepExecution] = field(default_factory=dict)
     ended_attempts: list[EndedAttempt] = field(default_factory=list)  # each followed by another
-    joins: list[tuple[UUID, str]] = field(default_factory=list)  # blocks whose output is put together
+    joins: list[Join] = field(default_factory=list)
     gates: list[GateRow] = field(default_factory=list)
     outbox: list[tuple[OutboxRow, float]] = field(default_factory=list)  # with the seconds until a sweeper may send it
 

@@ -31,9 +31,14 @@ _DELETE: Final = """
     DELETE FROM outbox USING gone WHERE outbox.run_id = gone.run_id AND exchange = $4 AND routing_key = $5
 """
 _OVER: Final = """
-    SELECT step_id FROM step_executions
+    SELECT step_id FROM step_executions AS s
     WHERE run_id = $1 AND step_id = ANY($2::text[])
         AND status IN ('COMPLETED', 'FAILED', 'CANCELLED', 'SKIPPED')
+        AND NOT EXISTS (
+            SELECT FROM step_executions AS other
+            WHERE other.run_id = s.run_id AND other.parent_step_id = s.parent_step_id AND other.position = s.position
+                AND other.status IN ('PENDING', 'QUEUED', 'RUNNING')
+        )
 """
 
 
@@ -77,6 +82,6 @@ async def delete_gate(database: Database, replica_id: str, run_id: UUID, block_i
 
 
 async def branches_over(database: Database, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
-    """Return those of *step_ids* that are final."""
+    """Return those of *step_ids* whose branches are over: it is final, and so are those that followed it."""
     async with database.connection() as connection:
         return frozenset(row["step_id"] for row in await connection.fetch(_OVER, run_id, step_ids))

@@ -5,7 +5,7 @@ Each function is one statement for all runs of the batch.
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
@@ -88,6 +88,14 @@ _FAILURES: Final = """
     ORDER BY run_id, parent_step_id, position
 """
 
+_ERRORS: Final = """
+    SELECT s.run_id, s.parent_step_id, s.branch_name, s.error::text AS error
+    FROM unnest($1::uuid[], $2::text[]) AS k(run_id, block_id)
+    JOIN step_executions s ON s.run_id = k.run_id AND s.parent_step_id = k.block_id
+    WHERE s.status = 'FAILED'
+    ORDER BY s.run_id, s.parent_step_id, s.position
+"""
+
 _WAITING: Final = f"""
     SELECT k.first, k.asked, {STEP_COLUMNS}, s.input::text AS input
     FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[]) AS k(run_id, block_id, first, asked)
@@ -154,6 +162,7 @@ class Loader:
         await self._steps(states, {run: w.steps for run, w in wanted.items() if w.steps})
         await self._outcomes(states, {run: w.outcomes for run, w in wanted.items() if w.outcomes})
         await self._failures(states, {run: w.failures for run, w in wanted.items() if w.failures})
+        await self._errors(states, {run: w.errors for run, w in wanted.items() if w.errors})
         await self._waiting(states, {run: w.waiting for run, w in wanted.items() if w.waiting})
         await self._ready(states, {run: w.ready for run, w in wanted.items() if w.ready})
         await self._run_values(states, [run for run, w in wanted.items() if w.run_values])
@@ -188,6 +197,17 @@ class Loader:
             found[row["run_id"], row["parent_step_id"]].append(failure)
         for (run_id, block_id), failures in found.items():
             states[run_id].failures[block_id] = tuple(failures)
+
+    async def _errors(self, states: Mapping[UUID, RunState], blocks: Keys) -> None:
+        if not blocks:
+            return
+        found: dict[tuple[UUID, str], dict[str, Any]] = {
+            (run, block): {} for run, some in blocks.items() for block in some
+        }
+        for row in await self._connection.fetch(_ERRORS, *_columns(blocks)):
+            found[row["run_id"], row["parent_step_id"]][row["branch_name"]] = to_value(row["error"])
+        for (run_id, block_id), errors in found.items():
+            states[run_id].errors[block_id] = errors
 
     async def _waiting(self, states: Mapping[UUID, RunState], lines: Mapping[UUID, Collection[LineKey]]) -> None:
         if not lines:

@@ -48,8 +48,8 @@ class Session(Protocol):
     async def write(self, changes: Changes) -> None:
         """Write what was collected."""
 
-    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
-        """Cancel whatever of the run is not final; return what that was."""
+    async def cancel_open_steps(self, run_id: UUID, block_id: str | None, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
 
 
 class Outbox(Protocol):
@@ -96,7 +96,7 @@ class Storage(Protocol):
         """Forget a gate whose queue is gone, with its unsent tickets, if this replica still holds it."""
 
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
-        """Return those of *step_ids* that are final."""
+        """Return those of *step_ids* whose branches are over: it is final, and so are those that followed it."""
 
     async def due_inputs(self, limit: int) -> Sequence[DueInput]:
         """Return attempts and runs that are overdue, and steps whose next attempt starts, the longest first.

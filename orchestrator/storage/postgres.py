@@ -54,9 +54,9 @@ class PostgresSession:
         """Write what was collected, each kind of change with one statement."""
         await writes.write(self._connection, changes)
 
-    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
-        """Cancel whatever of the run is not final; return what that was."""
-        return await writes.cancel_open_steps(self._connection, run_id, now)
+    async def cancel_open_steps(self, run_id: UUID, block_id: str | None, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
+        return await writes.cancel_open_steps(self._connection, run_id, block_id, now)
 
 
 class PostgresStorage:

@@ -36,7 +36,8 @@ _STEPS: Final = """
         FROM outbox WHERE run_id = $1 GROUP BY task_id
     ) AS o USING (task_id)
     WHERE s.run_id = $1
-    ORDER BY s.created_at, s.position, s.step_id
+    ORDER BY min(s.created_at) OVER (PARTITION BY s.parent_step_id, COALESCE(s.branch_name, s.step_id)),
+        s.position, s.ordinal, s.step_id  -- the steps of a branch stand together
 """
 _ENDED: Final = """
     SELECT step_id, attempt, worker_id, queued_at, started_at, finished_at, retry_at, error::text AS error

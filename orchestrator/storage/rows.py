@@ -9,11 +9,11 @@ from schemas.statuses import JoinPolicy, RunStatus, StepStatus
 from schemas.stored_json import read_stored
 
 STEP_COLUMNS: Final = """
-    s.run_id, s.step_id, s.status, s.position, s.parent_step_id, s.branch_name, s.join_policy, s.agent_name,
+    s.run_id, s.step_id, s.status, s.position, s.ordinal, s.parent_step_id, s.branch_name, s.join_policy, s.agent_name,
     s.timeout_seconds, s.queue_timeout_seconds, s.heartbeat_timeout_seconds, s.attempt, s.task_id, s.worker_id,
     s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched, s.branches_passed,
     s.branches_ready, s.created_at, s.queued_at, s.started_at, s.heartbeat_at, s.finished_at, s.due_at, s.ready_at,
-    s.postponed, s.error::text AS error"""
+    s.branch_timeout_seconds, s.branch_due_at, s.postponed, s.error::text AS error"""
 
 RUN_COLUMNS: Final = """
     r.id AS "run.id", r.status AS "run.status", r.definition_id AS "run.definition_id",
@@ -29,6 +29,7 @@ def to_step(row: Row, values: Any = None) -> StepExecution:
         step_id=row["step_id"],
         status=StepStatus(row["status"]),
         position=row["position"],
+        ordinal=row["ordinal"],
         parent_step_id=row["parent_step_id"],
         branch_name=row["branch_name"],
         join_policy=JoinPolicy(row["join_policy"]) if row["join_policy"] is not None else None,
@@ -36,6 +37,7 @@ def to_step(row: Row, values: Any = None) -> StepExecution:
         timeout_seconds=row["timeout_seconds"],
         queue_timeout_seconds=row["queue_timeout_seconds"],
         heartbeat_timeout_seconds=row["heartbeat_timeout_seconds"],
+        branch_timeout_seconds=row["branch_timeout_seconds"],
         attempt=row["attempt"],
         task_id=row["task_id"],
         worker_id=row["worker_id"],
@@ -47,6 +49,7 @@ def to_step(row: Row, values: Any = None) -> StepExecution:
         finished_at=row["finished_at"],
         due_at=row["due_at"],
         ready_at=row["ready_at"],
+        branch_due_at=row["branch_due_at"],
         postponed=row["postponed"],
         input=values,
         error=to_error(row["error"]),

@@ -116,9 +116,12 @@ step_executions: Final = Table(
     _time("started_at"),
     _time("heartbeat_at"),
     _time("finished_at"),
-    _time("due_at"),  # when the attempt counts as overdue, or the next one starts
+    _time("due_at"),  # when the attempt or its branch counts as overdue, or the next attempt starts
     _time("ready_at"),  # since when the next attempt waits for a slot of its block
     Column("postponed", Integer, nullable=False, server_default=text("0")),  # attempts that do not count
+    Column("ordinal", Integer, nullable=False, server_default=text("0")),  # within its branch
+    Column("branch_timeout_seconds", Double),
+    _time("branch_due_at"),  # when the branch counts as overdue
     _one_of("status", StepStatus),
     Index("uq_step_executions_task_id", "task_id", unique=True, postgresql_where=text("task_id IS NOT NULL")),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),

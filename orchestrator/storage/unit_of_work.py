@@ -14,9 +14,10 @@ from uuid import UUID
 
 from orchestrator.engine.decision import EndedAttempt
 from orchestrator.engine.inputs import RunRequested
+from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
-from orchestrator.storage.changes import Changes, GateRow, OutboxRow
+from orchestrator.storage.changes import Changes, GateRow, Join, OutboxRow
 from orchestrator.storage.port import Session, Storage
 from orchestrator.storage.writes import CancelledStep
 
@@ -57,10 +58,10 @@ class UnitOfWork:
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
         """Bring what is wanted (except tasks and plans) into the states.
 
-        Outcomes, failures and who is ready may have been decided in this very transaction, so those wants flush it
-        first. Everything else is about rows that it has not touched.
+        Outcomes, failures, errors and who is ready may have been decided in this very transaction, so those wants flush
+        it first. Everything else is about rows that it has not touched.
         """
-        if any(some.outcomes or some.failures or some.ready for some in wanted.values()):
+        if any(some.outcomes or some.failures or some.errors or some.ready for some in wanted.values()):
             await self.flush()
         await self._written()
         await self._session.load(states, wanted)
@@ -94,9 +95,9 @@ class UnitOfWork:
         """Keep an attempt that is followed by another."""
         self._changes.ended_attempts.append(ended)
 
-    def join(self, run_id: UUID, block_id: str) -> None:
+    def join(self, run_id: UUID, block: BlockPlan) -> None:
         """Store the outputs of the block's completed branches, in definition order, as the block's output."""
-        self._changes.joins.append((run_id, block_id))
+        self._changes.joins.append(Join(run_id, block.id, block.shows_failed))
 
     def open_gate(self, run_id: UUID, block_id: str, max_parallelism: int) -> GateRow:
         """Create a limited block's gate; this replica holds it first."""
@@ -108,10 +109,10 @@ class UnitOfWork:
         """Put a message into the outbox."""
         self._changes.outbox.append((row, HAND_OVER_SECONDS if self._hand_over(row) else self._next_place()))
 
-    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
-        """Cancel whatever of the run is not final; return what that was."""
+    async def cancel_open_steps(self, run_id: UUID, block_id: str | None, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
         await self.flush()
-        return await self._session.cancel_open_steps(run_id, now)
+        return await self._session.cancel_open_steps(run_id, block_id, now)
 
     async def flush(self) -> None:
         """Write what was collected."""

@@ -21,7 +21,7 @@ from schemas.statuses import RunStatus, StepStatus
 
 @dataclass(frozen=True, slots=True)
 class CancelledStep:
-    """A step that a cancelled run took with it."""
+    """A step that a cancelled run took with it, or a block that did not wait for it."""
 
     step_id: str
     parent_step_id: str | None
@@ -33,13 +33,15 @@ GATE_LEASE_SECONDS: Final = 5.0
 
 _STEP_TYPES: Final = {
     "run_id": "uuid", "step_id": "text", "parent_step_id": "text", "branch_name": "text", "join_policy": "text",
-    "position": "integer", "status": "text", "agent_name": "text", "attempt": "integer", "task_id": "uuid",
-    "worker_id": "text", "input": "json", "output": "json", "error": "json", "timeout_seconds": "double precision",
-    "queue_timeout_seconds": "double precision", "heartbeat_timeout_seconds": "double precision",
-    "max_parallelism": "integer", "branches_total": "integer", "branches_open": "integer",
-    "branches_failed": "integer", "branches_dispatched": "integer", "branches_passed": "integer",
+    "position": "integer", "ordinal": "integer", "status": "text", "agent_name": "text", "attempt": "integer",
+    "task_id": "uuid", "worker_id": "text", "input": "json", "output": "json", "error": "json",
+    "timeout_seconds": "double precision", "queue_timeout_seconds": "double precision",
+    "heartbeat_timeout_seconds": "double precision", "max_parallelism": "integer", "branches_total": "integer",
+    "branches_open": "integer", "branches_failed": "integer", "branches_dispatched": "integer",
+    "branches_passed": "integer",
     "created_at": "timestamptz", "queued_at": "timestamptz", "started_at": "timestamptz", "heartbeat_at": "timestamptz",
-    "finished_at": "timestamptz", "due_at": "timestamptz",
+    "finished_at": "timestamptz", "due_at": "timestamptz", "branch_timeout_seconds": "double precision",
+    "branch_due_at": "timestamptz",
 }  # fmt: skip
 # Of these a new row has the defaults.
 _RETRY_TYPES: Final = {"ready_at": "timestamptz", "postponed": "integer", "branches_ready": "integer"}
@@ -61,7 +63,7 @@ _STEP_CHANGES: Final = _RETRY_TYPES | {
     for name in (
         "run_id", "step_id", "status", "attempt", "task_id", "worker_id", "output", "error", "branches_open",
         "branches_failed", "branches_dispatched", "branches_passed", "queued_at", "started_at", "heartbeat_at",
-        "finished_at", "due_at",
+        "finished_at", "due_at", "branch_due_at",
     )
 }  # fmt: skip
 _OUTBOX_TYPES: Final = {
@@ -140,23 +142,29 @@ _WRITE: Final[Mapping[_Kind, Callable[[int], str]]] = {
     _Kind.GATES: _insert_gates,
     _Kind.OUTBOX: _insert_outbox,
 }
-# The join. The outputs never leave the database: they are put together here, in the order of the definition.
+# The join. The outputs never leave the database: they are put together here, in the order of the definition. The last
+# step of a branch that has run tells what it came to.
 _JOIN_BLOCKS: Final = """
     UPDATE step_executions AS block SET output = (
         SELECT COALESCE('{' || string_agg(
-            to_json(branch.step_id)::text || ':' || branch.output::text, ',' ORDER BY branch.position
-        ) || '}', '{}')::json
-        FROM step_executions AS branch
-        WHERE branch.run_id = block.run_id AND branch.parent_step_id = block.step_id AND branch.status = 'COMPLETED'
+            to_json(branch.name)::text || ':' || COALESCE(branch.output, 'null'), ',' ORDER BY branch.position
+        ) FILTER (WHERE k.shows_failed OR branch.output IS NOT NULL) || '}', '{}')::json
+        FROM (
+            SELECT DISTINCT ON (s.position) s.position, s.branch_name AS name,
+                CASE WHEN s.status = 'COMPLETED' THEN s.output::text END AS output
+            FROM step_executions AS s
+            WHERE s.run_id = block.run_id AND s.parent_step_id = block.step_id
+            ORDER BY s.position, s.ordinal DESC
+        ) AS branch
     )
-    FROM unnest($1::uuid[], $2::text[]) AS k(run_id, block_id)
+    FROM unnest($1::uuid[], $2::text[], $3::boolean[]) AS k(run_id, block_id, shows_failed)
     WHERE block.run_id = k.run_id AND block.step_id = k.block_id
 """
 _CANCEL_OPEN_STEPS: Final = """
     UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL,
         branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0,  -- null where it is no block
         branches_ready = branches_ready * 0
-    WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
+    WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING') AND ($3::text IS NULL OR parent_step_id = $3)
     RETURNING step_id, parent_step_id, branch_name, attempt
 """
 
@@ -220,9 +228,11 @@ def _statement(kinds: tuple[tuple[_Kind, int], ...]) -> str:
     return f"WITH {', '.join(f'w{n} AS ({part})' for n, part in enumerate(others))} {last}" if others else last
 
 
-async def cancel_open_steps(connection: Connection, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
-    """Cancel whatever of the run is not final; return what that was."""
-    return [CancelledStep(*row) for row in await connection.fetch(_CANCEL_OPEN_STEPS, run_id, now)]
+async def cancel_open_steps(
+    connection: Connection, run_id: UUID, block_id: str | None, now: datetime
+) -> Sequence[CancelledStep]:
+    """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
+    return [CancelledStep(*row) for row in await connection.fetch(_CANCEL_OPEN_STEPS, run_id, now, block_id)]
 
 
 def _run_inserts(runs: Iterable[tuple[Run, RunRequested]]) -> Arguments:

@@ -15,12 +15,14 @@ import pytest
 
 from tests.acceptance.alone import Alone, block_of, echo, fail, nap
 from tests.acceptance.cluster import PATIENCE, ROOT
+from tests.property.cases import lanes
 
 INPUTS = {
     "parallel_workflow_example": ["--input", "@examples/parallel_workflow_input.json"],
     "failure_handling": ["--input", "@examples/failure_handling_input.json"],
     "many_branches": [],
     "retries": [],
+    "fork_join": [],
 }
 
 
@@ -75,7 +77,7 @@ def test_the_attempts_of_a_step_are_shown_with_their_errors(example: Alone) -> N
 def unbranched(name: str) -> set[str]:
     """Return the steps that are nobody's branches and that the run passes."""
     steps: dict[str, Any] = json.loads((ROOT / f"examples/{name}.json").read_text())["steps"]
-    branches = {branch for step in steps.values() for branch in step.get("parallel_steps", [])}
+    branches = {branch for step in steps.values() for lane in lanes(step).values() for branch in lane}
     return set(steps) - branches - {"full-report"}
 
 

@@ -19,7 +19,7 @@ from schemas.references import compile_template
 from schemas.scope import Scope, StepOutcome
 from schemas.statuses import RunStatus, StepStatus
 from schemas.validation import parse_workflow
-from schemas.workflow import AgentStep, ParallelStep, Workflow
+from schemas.workflow import AgentStep, Workflow
 
 INPUT = {"topic": "rain"}
 BROKEN = "${workflow.input.missing}"
@@ -68,6 +68,11 @@ class Case:
         return self.behaviour_of(step_id, retry["max_attempts"] if retry is not None else 1)
 
     @property
+    def is_certain(self) -> bool:
+        """Whether every order leads to the same; not where a block goes on without some branches."""
+        return all(_join(step).get("on_decided") != "cancel" for step in self.steps.values())
+
+    @property
     def workflow(self) -> Workflow:
         return parse_workflow({"name": "case", "start_step": "n1", "steps": self.steps})
 
@@ -75,6 +80,43 @@ class Case:
 def said(step_id: str, value: Any) -> dict[str, str]:
     """Return the output of a step: short, and another one for every other input."""
     return {"said": f"{step_id} {crc32(dump_json(value).encode()):08x}"}
+
+
+def lanes(step: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the steps of each branch of a block, by the branch's name; nothing where *step* is no block."""
+    branches = _join(step).get("branches", {})
+    return {name: [name] for name in step.get("parallel_steps", ())} | {
+        name: branch["steps"] for name, branch in branches.items()
+    }
+
+
+def needed(step: Mapping[str, Any]) -> int:
+    """Return how many branches of a block must complete."""
+    join, total = _join(step), len(lanes(step))
+    by_policy = {"all": total, "any": 1, "majority": total // 2 + 1, "n_of_m": join.get("n_required", 0)}
+    return by_policy[join.get("join_policy", "all")]
+
+
+def limit(step: Mapping[str, Any]) -> int:
+    """Return how many branches of a block may run at once."""
+    return int(_join(step).get("max_parallelism", len(lanes(step))))
+
+
+def _join(step: Mapping[str, Any]) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = step.get("fork_join_config", step)
+    return config
+
+
+def decided_wrongly(case: Case, statuses: Mapping[str, StepStatus]) -> list[str]:
+    """Return the blocks that did not end as their policy says of the branches that have ended."""
+    wrong = []
+    for step_id, step in case.steps.items():
+        status, branches = statuses.get(step_id), lanes(step)
+        if branches and status in {StepStatus.COMPLETED, StepStatus.FAILED}:
+            completed = sum(statuses.get(steps[-1]) is StepStatus.COMPLETED for steps in branches.values())
+            if (completed >= needed(step)) != (status is StepStatus.COMPLETED):
+                wrong.append(step_id)
+    return wrong
 
 
 # What must come of a case
@@ -97,7 +139,7 @@ def sequential(case: Case) -> Expected:
         step = steps[step_id]
         expected.steps[step_id] = outcome = _outcome(case, steps, step, expected.steps)
         completed = outcome.status is StepStatus.COMPLETED
-        following = step.next_step if completed else _handler(steps, step, expected.steps)
+        following = step.next_step if completed else _handler(steps, step, case.steps[step_id], expected.steps)
         if following is None:
             expected.status = RunStatus.COMPLETED if completed else RunStatus.FAILED
             expected.output = outcome.output if completed else None
@@ -108,14 +150,33 @@ def sequential(case: Case) -> Expected:
 def _outcome(case: Case, steps: Mapping[str, Any], step: Any, before: dict[str, StepOutcome]) -> StepOutcome:
     if isinstance(step, AgentStep):
         return _agent_outcome(case, step, Scope(INPUT, before))
-    assert isinstance(step, ParallelStep)
-    seen = Scope(INPUT, dict(before))
-    branches = {branch: _agent_outcome(case, steps[branch], seen) for branch in step.parallel_steps}
-    before.update(branches)
-    output = {key: it.output for key, it in branches.items() if it.status is StepStatus.COMPLETED}
-    if len(output) == len(branches):
+    written = case.steps[step.id]
+    seen, output, errors = dict(before), {}, {}
+    for name, lane in lanes(written).items():
+        last = _lane_outcome(case, steps, lane, seen, before)
+        if last.status is StepStatus.COMPLETED or "fork_join_config" in written:
+            output[name] = last.output
+        if last.error is not None:
+            errors[name] = last.error
+    completed = len(lanes(written)) - len(errors)
+    if completed >= needed(written):
         return StepOutcome(StepStatus.COMPLETED, output, None)
     return StepOutcome(StepStatus.FAILED, output, {"code": codes.BRANCHES_FAILED})
+
+
+def _lane_outcome(
+    case: Case,
+    steps: Mapping[str, Any],
+    lane: Sequence[str],
+    seen: Mapping[str, StepOutcome],
+    ran: dict[str, StepOutcome],
+) -> StepOutcome:
+    seen = dict(seen)
+    for step_id in lane:
+        ran[step_id] = seen[step_id] = last = _agent_outcome(case, steps[step_id], Scope(INPUT, seen))
+        if last.status is not StepStatus.COMPLETED:
+            break
+    return last
 
 
 def _agent_outcome(case: Case, step: AgentStep, scope: Scope) -> StepOutcome:
@@ -129,11 +190,13 @@ def _agent_outcome(case: Case, step: AgentStep, scope: Scope) -> StepOutcome:
     return StepOutcome(StepStatus.FAILED, None, {"code": ERROR_CODES[behaviour]})
 
 
-def _handler(steps: Mapping[str, Any], step: Any, outcomes: Mapping[str, StepOutcome]) -> str | None:
+def _handler(
+    steps: Mapping[str, Any], step: Any, written: Mapping[str, Any], outcomes: Mapping[str, StepOutcome]
+) -> str | None:
     candidates = [step.on_failure]
-    if isinstance(step, ParallelStep):
-        failed = [branch for branch in step.parallel_steps if outcomes[branch].status is StepStatus.FAILED]
-        candidates += [steps[branch].on_failure for branch in failed]
+    if not isinstance(step, AgentStep):
+        inner = [step_id for lane in lanes(written).values() for step_id in lane if step_id in outcomes]
+        candidates += [steps[other].on_failure for other in inner if outcomes[other].status is StepStatus.FAILED]
     return next((handler for handler in candidates if handler is not None), None)
 
 
@@ -215,10 +278,27 @@ def _edges(choices: Choices, fields: Sequence[str], later: Sequence[str]) -> dic
 
 
 def _block(choices: Choices, branches: list[str]) -> dict[str, Any]:
-    block: dict[str, Any] = {"type": "parallel", "parallel_steps": choices.shuffled(branches)}
+    join: dict[str, Any] = {}
     limit = choices.pick([2, 1, 3, len(branches), 6, None])
     if limit is not None:
-        block["max_parallelism"] = limit
+        join["max_parallelism"] = limit
+    block: dict[str, Any] = {}
+    if choices.pick([True, False]):
+        block |= {"type": "parallel", "parallel_steps": choices.shuffled(branches)}
+        into, total = block, len(branches)
+    else:
+        cut = choices.pick([1, 2, 3])  # so many steps has the first branch; the others have one or two
+        rest = branches[cut:]
+        rows = [branches[:cut], *(rest[start : start + 2] for start in range(0, len(rest), 2))]
+        join["branches"] = {f"branch-{number}": {"steps": row} for number, row in enumerate(rows)}
+        block |= {"type": "fork_join", "fork_join_config": join}
+        into, total = join, len(rows)
+    join["join_policy"] = choices.pick(["all", "all", "any", "majority", "n_of_m"])
+    if join["join_policy"] == "n_of_m":
+        join["n_required"] = choices.pick(range(1, total + 1))
+    if choices.pick([False, False, True]):
+        join["on_decided"] = "cancel"
+    into |= join
     if choices.pick([False, True]):
         block["timeout_seconds"] = LONG
     return block
@@ -230,6 +310,8 @@ def _complete(choices: Choices, steps: Mapping[str, Any], name: str, behaviour: 
     if behaviour is Behaviour.IS_IGNORED:
         steps[name]["queue_timeout_seconds"] = SHORT
     before = [other for other in steps if _node(name) in _successors(steps, _node(other))]
+    lane = next((lane for step in steps.values() for lane in lanes(step).values() if name in lane), [])
+    before += lane[: lane.index(name)] if lane else []
     references = [
         "${workflow.input.topic}",
         *(f"${{{other}.{part}}}" for other in before for part in ("output", "status", "error.code")),

@@ -40,9 +40,9 @@ class Rows:
         return Rows(self.run, dict(self.steps))
 
     def branches(self, block_id: str) -> list[StepExecution]:
-        """Return the branches of a block in definition order."""
+        """Return the steps of a block's branches in definition order."""
         found = (step for step in self.steps.values() if step.parent_step_id == block_id)
-        return sorted(found, key=lambda step: step.position)
+        return sorted(found, key=lambda step: (step.position, step.ordinal))
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Transaction:
         self._state = RunState(replace(run, output=None, error=None) if run is not None else None)
         self._run: Run | None = None  # these three are not flushed yet
         self._changed: dict[str, StepExecution] = {}
-        self._joins: list[str] = []
+        self._joins: list[BlockPlan] = []
 
     def decide_all(self, inputs: Sequence[ExternalInput]) -> None:
         queue: deque[Input] = deque(inputs)
@@ -100,6 +100,9 @@ class Transaction:
     # Writing
 
     def _record(self, decision: Decision) -> None:
+        if decision.cancels_open_steps or decision.cancels_branches_of is not None:
+            self._flush()
+            self._cancel_open_steps(decision.cancels_branches_of)
         self._run = decision.run or self._run
         for step in decision.steps:
             self._record_step(self._state.steps.get(step.step_id), step, decision.ended)
@@ -108,11 +111,8 @@ class Transaction:
         self.effects.sent += decision.sends
         if decision.join is not None:
             self._joins.append(decision.join)
-        if decision.released is not None and decision.released.parent_step_id is not None:
+        if decision.released is not None:
             self.effects.released.append(decision.released.step_id)
-        if decision.cancels_open_steps:
-            self._flush()
-            self._cancel_open_steps()
         apply(self._state, decision, self._moment)
 
     def _record_step(
@@ -138,17 +138,21 @@ class Transaction:
             self.rows.run = replace(self._run, output=output or before.output, error=error or before.error)
         for step in self._changed.values():
             self.rows.steps[step.step_id] = _written(self.rows.steps.get(step.step_id), step)
-        for block_id in self._joins:
-            completed = [step for step in self.rows.branches(block_id) if step.status is StepStatus.COMPLETED]
-            output = {step.step_id: step.output for step in completed}
-            self.rows.steps[block_id] = self.rows.steps[block_id]._replace(output=output)
+        for block in self._joins:
+            last = {step.position: step for step in self.rows.branches(block.id)}
+            output = {
+                step.branch_name: step.output if step.status is StepStatus.COMPLETED else None
+                for step in last.values()
+                if block.shows_failed or step.status is StepStatus.COMPLETED
+            }
+            self.rows.steps[block.id] = self.rows.steps[block.id]._replace(output=output)
         self._run = None
         self._changed.clear()
         self._joins.clear()
 
-    def _cancel_open_steps(self) -> None:
+    def _cancel_open_steps(self, block_id: str | None) -> None:
         for step in self.rows.steps.values():
-            if not step.status.is_final:
+            if not step.status.is_final and block_id in {None, step.parent_step_id}:
                 cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None, ready_at=None)
                 self.rows.steps[step.step_id] = cancelled
                 self.effects.told.append((step.step_id, StepStatus.CANCELLED))
@@ -157,7 +161,7 @@ class Transaction:
 
     def _load(self, wanted: Wanted) -> None:
         state = self._state
-        if wanted.outcomes or wanted.failures or wanted.ready:
+        if wanted.outcomes or wanted.failures or wanted.errors or wanted.ready:
             self._flush()
         self._load_tasks(wanted)
         for step_id in wanted.steps:
@@ -167,6 +171,9 @@ class Transaction:
             state.outcomes[step_id] = _outcome(self.rows.steps.get(step_id))
         for block_id in wanted.failures:
             state.failures[block_id] = tuple(self._failures(block_id))
+        for block_id in wanted.errors:
+            failed = (step for step in self.rows.branches(block_id) if step.status is StepStatus.FAILED)
+            state.errors[block_id] = {str(step.branch_name): loads(dump_json(step.error)) for step in failed}
         for block_id, first, asked in wanted.waiting:
             state.put_line(block_id, self._line(block_id, first, asked))
         for block_id, asked in wanted.ready:

@@ -28,10 +28,10 @@ from orchestrator.engine.inputs import (
 )
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import compile_plan
-from orchestrator.engine.records import ReplyAddress
+from orchestrator.engine.records import ReplyAddress, StepExecution
 from schemas.messages import AgentError, AgentResult
 from schemas.statuses import ReportStatus, RunStatus, StepStatus
-from tests.property.cases import INPUT, LONG, Behaviour, Case, said
+from tests.property.cases import INPUT, LONG, Behaviour, Case, lanes, said
 from tests.property.transaction import RUN, Effects, Rows, Transaction
 
 NOBODYS_TASK = UUID(int=2)
@@ -77,6 +77,20 @@ class World:
     def is_over(self) -> bool:
         return self.rows.run is not None and self.rows.run.status.is_final
 
+    def branches(self, block_id: str) -> list[StepExecution]:
+        """Return of each branch of a block the step that it has got to."""
+        return list({step.position: step for step in self.rows.branches(block_id)}.values())
+
+    def block_of(self, step_id: str) -> StepExecution:
+        block_id = self.rows.steps[step_id].parent_step_id
+        assert block_id is not None, f"{step_id} is a step of a branch"
+        return self.rows.steps[block_id]
+
+    def ticket_of(self, step: StepExecution) -> str:
+        """Return the id that stands on the ticket of a branch: that of its first step."""
+        assert step.parent_step_id is not None
+        return lanes(self.case.steps[step.parent_step_id])[str(step.branch_name)][0]
+
     def deliver(self, inputs: Sequence[ExternalInput]) -> None:
         """Decide *inputs* in one transaction, and commit it."""
         self.now += timedelta(seconds=1)
@@ -106,7 +120,9 @@ class World:
                 yield RetryDue(RUN, step.step_id)
         for block in self.rows.steps.values():
             # Every ticket was lost. Once one has arrived, branches that end hand their slots on.
-            if block.branches is not None and block.branches.is_gated and block.branches.passed == 0:
+            if block.status.is_final or block.branches is None:
+                continue
+            if block.branches.is_gated and block.branches.passed == 0:
                 yield SlotsFree(RUN, block.step_id)
         raise AssertionError(f"nothing is due, and the run is not over: {self}")
 
@@ -118,9 +134,9 @@ class World:
             assert self.rows.run == before.run, "the run had ended and changed"
 
     def _take(self, effects: Effects) -> None:
+        self.retried.update(effects.retried)  # first: the next attempt may start in the same transaction
         for send in effects.sent:
             self._send(send)
-        self.retried.update(effects.retried)
         for step_id, status in effects.told:
             self.told[step_id].append(status)
         for event, decision in effects.answers:

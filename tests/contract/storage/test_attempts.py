@@ -115,7 +115,7 @@ async def test_a_cancelled_run_leaves_nothing_ready(backend: Backend, storage: S
     await write(storage, RUN, changes(changed=[ready, counted]))
     async with storage.session() as session:
         await session.first_look({RUN: NOTHING})
-        await session.cancel_open_steps(RUN, TIME)
+        await session.cancel_open_steps(RUN, None, TIME)
     state = await seen(storage, RUN, Wanted(steps=frozenset({BLOCK, ready.step_id}), ready=frozenset({(BLOCK, 9)})))
     assert state.ready == {BLOCK: (9, ())}
     cancelled = state.steps[BLOCK]

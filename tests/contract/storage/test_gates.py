@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from orchestrator.engine.records import StepExecution
 from orchestrator.storage.changes import GateRow
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.port import Storage
@@ -15,7 +16,19 @@ from orchestrator.storage.writes import GATE_LEASE_SECONDS
 from schemas.statuses import StepStatus
 from tests.conftest import Eventually
 from tests.contract.storage.backends import Backend
-from tests.contract.storage.rows import BLOCK, NOTHING, add_run, block, changes, message, run, step, ticket, write
+from tests.contract.storage.rows import (
+    BLOCK,
+    NOTHING,
+    add_run,
+    block,
+    branch,
+    changes,
+    message,
+    run,
+    step,
+    ticket,
+    write,
+)
 
 RUN, OTHER_RUN = UUID(int=1), UUID(int=2)
 GATE = GateRow(RUN, BLOCK, 2, "a")
@@ -147,3 +160,17 @@ async def test_branches_are_over_when_they_are_final(storage: Storage) -> None:
     assert await storage.branches_over(RUN, asked) == {status.value for status in StepStatus if status.is_final}
     assert await storage.branches_over(RUN, ["PENDING", "FAILED"]) == {"FAILED"}
     assert await storage.branches_over(run().id, asked) == frozenset()
+
+
+async def test_a_branch_is_over_when_no_step_of_it_is_open(storage: Storage) -> None:
+    def lane(position: int, *statuses: StepStatus) -> list[StepExecution]:
+        return [
+            branch(RUN, position, status, ordinal=ordinal)._replace(step_id=f"{position}{ordinal}")
+            for ordinal, status in enumerate(statuses)
+        ]
+
+    done, fails = StepStatus.COMPLETED, StepStatus.FAILED
+    over = [*lane(1, done, done), *lane(2, done, fails)]
+    under_way = [*lane(0, done, StepStatus.QUEUED), *lane(3, StepStatus.PENDING)]
+    await add_run(storage, block(RUN), *over, *under_way, run_id=RUN)
+    assert await storage.branches_over(RUN, ["00", "10", "20", "30"]) == {"10", "20"}

@@ -171,6 +171,19 @@ async def test_failures_come_in_the_order_of_the_definition_and_the_first_ones_a
     assert failures["none"] == ()
 
 
+async def test_the_errors_of_a_block_come_by_branch_and_are_all_there(storage: Storage) -> None:
+    count = DESCRIBED_FAILURES + 1
+    failed = [
+        branch(RUN, position, StepStatus.FAILED, error=ErrorInfo(code="agent_error", message=f"number {position}"))
+        for position in range(count)
+    ]
+    await add_run(storage, block(RUN), *reversed(failed), branch(RUN, count, StepStatus.COMPLETED), run_id=RUN)
+    errors = (await seen(storage, RUN, Wanted(errors=frozenset({BLOCK, "none"})))).errors
+    assert list(errors[BLOCK]) == [step.branch_name for step in failed]
+    assert [error["message"] for error in errors[BLOCK].values()] == [f"number {position}" for position in range(count)]
+    assert errors["none"] == {}
+
+
 async def test_a_session_tells_who_holds_the_gates_of_the_blocks_that_it_has_seen(storage: Storage) -> None:
     one = queued(RUN, 0)
     await add_run(storage, block(RUN), one, run_id=RUN, gate=GateRow(RUN, BLOCK, 2, "holder"))

@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from orchestrator.engine.records import Branches, ReplyAddress
+from orchestrator.engine.records import Branches, ReplyAddress, StepExecution
 from orchestrator.engine.state import RunValues, Wanted
+from orchestrator.storage.changes import Join
 from orchestrator.storage.database import is_transient
 from orchestrator.storage.port import Storage
 from orchestrator.storage.writes import CancelledStep
@@ -48,11 +49,12 @@ async def values(storage: Storage) -> RunValues | None:
     return replace(found, output=found.output.value) if found is not None else None
 
 
-async def joined(storage: Storage, *branches: Any) -> Any:
+async def joined(storage: Storage, *branches: Any, shows_failed: bool = False) -> Any:
     """Return the output of a block with these branches."""
     await add_run(storage, block(RUN), run_id=RUN)
     await write(storage, RUN, changes(*branches))
-    await write(storage, RUN, changes(changed=[block(RUN)._replace(status=COMPLETED)], joins=[(RUN, BLOCK)]))
+    join = Join(RUN, BLOCK, shows_failed)
+    await write(storage, RUN, changes(changed=[block(RUN)._replace(status=COMPLETED)], joins=[join]))
     found = await outcome(storage, BLOCK)
     assert found is not None
     return found.output
@@ -132,7 +134,9 @@ async def test_an_update_leaves_alone_what_never_changes(storage: Storage) -> No
 
 async def test_an_update_of_a_row_that_is_not_there_does_nothing(storage: Storage) -> None:
     await add_run(storage, run_id=RUN)
-    await write(storage, RUN, changes(changed=[step(RUN, "one")], ended=run(), joins=[(RUN, "two")]))
+    await write(
+        storage, RUN, changes(changed=[step(RUN, "one")], ended=run(), joins=[Join(RUN, "two", shows_failed=False)])
+    )
     assert (await seen(storage, RUN, Wanted(steps=frozenset({"one"})))).steps == {"one": None}
 
 
@@ -186,6 +190,29 @@ async def test_a_join_puts_the_outputs_of_completed_branches_together_in_the_ord
     assert list(output["w-3"]) == ["b", "a"]
 
 
+@pytest.mark.parametrize("shows_failed", [False, True])
+async def test_a_branch_comes_to_what_its_last_step_does(storage: Storage, shows_failed: bool) -> None:
+    def lane(position: int, *statuses: StepStatus) -> list[StepExecution]:
+        return [
+            branch(RUN, position, status, ordinal=ordinal, output=f"{position}{ordinal}", error=ERROR)._replace(
+                step_id=f"{position}{ordinal}", branch_name=f"lane-{position}"
+            )
+            for ordinal, status in enumerate(statuses)
+        ]
+
+    output = await joined(
+        storage,
+        *lane(2, COMPLETED, COMPLETED, COMPLETED),
+        *lane(1, COMPLETED, FAILED),
+        *lane(3, StepStatus.CANCELLED),
+        *reversed(lane(0, COMPLETED, COMPLETED)),
+        shows_failed=shows_failed,
+    )
+    failed = {"lane-1": None, "lane-3": None} if shows_failed else {}
+    assert output == {"lane-0": "01", "lane-2": "22", **failed}
+    assert list(output) == sorted(output)
+
+
 async def test_a_join_of_nothing_is_an_empty_object(storage: Storage) -> None:
     assert await joined(storage, branch(RUN, 0, FAILED, error=ERROR)) == {}
 
@@ -195,7 +222,7 @@ async def test_a_join_sees_what_the_same_session_writes(storage: Storage) -> Non
     await add_run(storage, block(RUN), *stored, run_id=RUN)
     new = [branch(RUN, 2, COMPLETED, output=2), branch(RUN, 0, COMPLETED, output=0)]
     changed = [branch(RUN, 1, COMPLETED, output=1), branch(RUN, 4, FAILED), block(RUN)._replace(status=COMPLETED)]
-    await write(storage, RUN, changes(*new, changed=changed, joins=[(RUN, BLOCK)]))
+    await write(storage, RUN, changes(*new, changed=changed, joins=[Join(RUN, BLOCK, shows_failed=False)]))
     found = await outcome(storage, BLOCK)
     assert found is not None
     assert list(found.output.items()) == [("z-0", 0), ("y-1", 1), ("x-2", 2), ("w-3", 3)]
@@ -208,7 +235,7 @@ async def test_cancelling_takes_what_is_open_and_leaves_what_is_over(storage: St
     async with storage.session() as session:
         await look(session, RUN)
         await session.write(changes(step(RUN, "new", StepStatus.RUNNING, attempt=4)))
-        cancelled = await session.cancel_open_steps(RUN, LATER)
+        cancelled = await session.cancel_open_steps(RUN, None, LATER)
     assert sorted(cancelled, key=lambda one: one.step_id) == [
         CancelledStep(BLOCK, None, None, 0),
         CancelledStep("new", None, None, 4),
@@ -221,6 +248,18 @@ async def test_cancelling_takes_what_is_open_and_leaves_what_is_over(storage: St
     assert state.steps["y-1"] == open_steps[0]._replace(due_at=None, **end)
     assert state.steps[BLOCK] == block(RUN, open=0)._replace(**end)
     assert await storage.due_inputs(10) == []
+
+
+async def test_the_open_branches_of_one_block_can_be_cancelled_alone(storage: Storage) -> None:
+    over, waits = branch(RUN, 0, COMPLETED, output=1), branch(RUN, 2)
+    other = step(RUN, "other", QUEUED, task_id=uuid4(), parent_step_id="another block")
+    await add_run(storage, block(RUN), over, queued(RUN, 1), waits, other, step(RUN, "one", QUEUED), run_id=RUN)
+    async with storage.session() as session:
+        await look(session, RUN)
+        cancelled = await session.cancel_open_steps(RUN, BLOCK, LATER)
+    assert sorted(one.step_id for one in cancelled) == ["x-2", "y-1"]
+    state = await seen(storage, RUN, Wanted(steps=frozenset({BLOCK, "other", "one"})))
+    assert [state.steps[name].status for name in (BLOCK, "other", "one")] == [StepStatus.RUNNING, QUEUED, QUEUED]
 
 
 @pytest.mark.parametrize("constraint", ["step_executions_pkey", "uq_step_executions_task_id"])

@@ -25,9 +25,21 @@ class _Open:
 
 
 async def branches_over(transaction: Transaction, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
-    """Return those of *step_ids* that are final."""
+    """Return those of *step_ids* whose branches are over: it is final, and so are those that followed it."""
     rows = (transaction.step((run_id, step_id)) for step_id in step_ids)
-    return frozenset(row.record.step_id for row in rows if row is not None and row.record.status.is_final)
+    return frozenset(
+        row.record.step_id
+        for row in rows
+        if row is not None and row.record.status.is_final and not _is_followed(transaction, row.record)
+    )
+
+
+def _is_followed(transaction: Transaction, step: StepExecution) -> bool:
+    """Whether another step of its branch is open."""
+    if step.parent_step_id is None:
+        return False
+    branches = transaction.branches(step.run_id, step.parent_step_id)
+    return any(row.record.position == step.position and not row.record.status.is_final for row in branches)
 
 
 async def due_inputs(transaction: Transaction, limit: int) -> Sequence[DueInput]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
@@ -55,6 +56,8 @@ class Looks:
                 state.outcomes[step_id] = self._outcome(run_id, step_id)
             for block_id in some.failures:
                 state.failures[block_id] = self._failures(run_id, block_id)
+            for block_id in some.errors:
+                state.errors[block_id] = self._errors(run_id, block_id)
             for block_id, first, asked in some.waiting:
                 waiting = self._transaction.waiting(run_id, block_id, first, asked)
                 state.put_line(block_id, Line(first, asked, tuple(waiting)))
@@ -102,6 +105,10 @@ class Looks:
             FailedBranch(row.record.step_id, to_error(row.error) if place < DESCRIBED_FAILURES else None)
             for place, row in enumerate(failed)
         )
+
+    def _errors(self, run_id: UUID, block_id: str) -> dict[str, Any]:
+        failed = (row for row in self._transaction.branches(run_id, block_id) if row.record.status is StepStatus.FAILED)
+        return {str(row.record.branch_name): to_value(row.error) for row in failed}
 
     def _load_values(self, state: RunState, run_id: UUID) -> None:
         row = self._transaction.run(run_id)

@@ -90,11 +90,11 @@ class MemorySession:
         """Write what was collected."""
         await self._perform(Operation.WRITE, lambda: writes.write(self._connection.transaction, changes))
 
-    async def cancel_open_steps(self, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
-        """Cancel whatever of the run is not final; return what that was."""
+    async def cancel_open_steps(self, run_id: UUID, block_id: str | None, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
 
         async def work() -> Sequence[CancelledStep]:
-            return writes.cancel_open_steps(self._connection.transaction, run_id, now)
+            return writes.cancel_open_steps(self._connection.transaction, run_id, block_id, now)
 
         return await self._perform(Operation.CANCEL_OPEN_STEPS, work)
 

@@ -10,7 +10,7 @@ import asyncpg
 from orchestrator.engine.decision import EndedAttempt
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
-from orchestrator.storage.changes import Changes, GateRow, OutboxRow
+from orchestrator.storage.changes import Changes, GateRow, Join, OutboxRow
 from orchestrator.storage.writes import GATE_LEASE_SECONDS, CancelledStep
 from schemas.codec import dump_json
 from schemas.statuses import StepStatus
@@ -18,6 +18,7 @@ from tests.simulation.storage.rows import (
     EndedRow,
     HeldGate,
     QueuedMessage,
+    StepRow,
     inserted_run,
     inserted_step,
     updated_run,
@@ -38,20 +39,22 @@ async def write(transaction: Transaction, changes: Changes) -> None:
         _update_step(transaction, step)
     for ended in changes.ended_attempts:
         _insert_ended(transaction, ended)
-    for run_id, block_id in changes.joins:
-        _join(transaction, run_id, block_id)
+    for join in changes.joins:
+        _join(transaction, join)
     for gate in changes.gates:
         _insert_gate(transaction, gate)
     for row, delay in changes.outbox:
         insert_message(transaction, row, delay)
 
 
-def cancel_open_steps(transaction: Transaction, run_id: UUID, now: datetime) -> Sequence[CancelledStep]:
-    """Cancel whatever of the run is not final; return what that was."""
+def cancel_open_steps(
+    transaction: Transaction, run_id: UUID, block_id: str | None, now: datetime
+) -> Sequence[CancelledStep]:
+    """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
     cancelled = []
     for row in list(transaction.steps(run_id)):
         step = row.record
-        if not step.status.is_final:
+        if not step.status.is_final and block_id in {None, step.parent_step_id}:
             transaction.put_step(row.cancelled(now))
             cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt))
     return cancelled
@@ -103,14 +106,19 @@ def _insert_ended(transaction: Transaction, ended: EndedAttempt) -> None:
     transaction.changes.ended[key] = row
 
 
-def _join(transaction: Transaction, run_id: UUID, block_id: str) -> None:
-    block = transaction.step((run_id, block_id))
+def _join(transaction: Transaction, join: Join) -> None:
+    block = transaction.step((join.run_id, join.block_id))
     if block is None:
         return
+    last: dict[int, StepRow] = {}
+    for row in transaction.branches(join.run_id, join.block_id):
+        there = last.get(row.record.position)
+        if there is None or there.record.ordinal < row.record.ordinal:
+            last[row.record.position] = row
     outputs = [
-        f"{dump_json(row.record.step_id)}:{row.output}"
-        for row in transaction.branches(run_id, block_id)
-        if row.record.status is StepStatus.COMPLETED and row.output is not None
+        f"{dump_json(row.record.branch_name)}:{row.output if row.record.status is StepStatus.COMPLETED else 'null'}"
+        for row in last.values()
+        if join.shows_failed or (row.record.status is StepStatus.COMPLETED and row.output is not None)
     ]
     transaction.put_step(replace(block, output="{" + ",".join(outputs) + "}"))
 

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent_worker import AgentContext
+from agent_worker.cancelled_work import Cancelled
 from agent_worker.desk import SUSPECT_FROM
 from messaging.port import OutgoingMessage, PublishOutcome
 from messaging.topology import CANCELLED_KEY, WORKERS_EXCHANGE, agent_queue
@@ -432,11 +433,11 @@ async def test_a_task_that_is_about_to_start_is_dropped_and_its_slot_free(bench,
 
     def cancelled_at_once(delivery: Any) -> None:
         take(delivery)
-        worker._cancel_run(RUN)
+        worker._cancel(Cancelled(RUN))
 
     consumer._take = cancelled_at_once  # type: ignore[method-assign]
     await bench.send(task(run_id=RUN))
-    await eventually(lambda: RUN in worker._desk.cancelled_runs)
+    await eventually(lambda: worker._desk.cancelled.covers(task(run_id=RUN)))
     await eventually(lambda: bench.unsettled() == 0)
     assert patient.contexts == []
     patient.open.set()

@@ -19,10 +19,10 @@ from examples.make_many_branches import as_text, many_branches
 from schemas.references import Scope, StepOutcome, compile_template
 from schemas.statuses import StepStatus
 from schemas.validation import parse_workflow, validate_workflow
-from schemas.workflow import AgentStep, ParallelStep
+from schemas.workflow import AgentStep, ForkJoinStep, ParallelStep
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-WORKFLOWS = ["parallel_workflow_example", "failure_handling", "many_branches", "retries"]
+WORKFLOWS = ["parallel_workflow_example", "failure_handling", "many_branches", "retries", "fork_join"]
 
 
 def load(name: str) -> Any:
@@ -50,14 +50,28 @@ class Rehearsal:
 
     def _carry_out(self, step_id: str) -> StepOutcome:
         step = self._workflow.steps[step_id]
-        return self._block(step) if isinstance(step, ParallelStep) else self._attempt(step)
+        match step:
+            case ParallelStep():
+                return self._block({branch: [branch] for branch in step.parallel_steps}, len(step.parallel_steps))
+            case ForkJoinStep(fork_join_config=config):
+                lanes = {name: branch.steps for name, branch in config.branches.items()}
+                return self._block(lanes, config.n_required or len(lanes))
+            case _:
+                return self._attempt(step)
 
-    def _block(self, block: ParallelStep) -> StepOutcome:
-        branches = {branch: self._carry_out(branch) for branch in block.parallel_steps}
-        self.steps |= branches
-        failed = any(outcome.status is StepStatus.FAILED for outcome in branches.values())
-        outputs = {branch: outcome.output for branch, outcome in branches.items()}
-        return StepOutcome(StepStatus.FAILED if failed else StepStatus.COMPLETED, outputs, None)
+    def _block(self, lanes: dict[str, list[str]], needed: int) -> StepOutcome:
+        branches = {name: self._lane(lane) for name, lane in lanes.items()}
+        errors = {name: outcome.error for name, outcome in branches.items() if outcome.error is not None}
+        outputs = {name: outcome.output for name, outcome in branches.items()}
+        completed = len(branches) - len(errors)
+        return StepOutcome(StepStatus.COMPLETED if completed >= needed else StepStatus.FAILED, outputs, None, errors)
+
+    def _lane(self, lane: list[str]) -> StepOutcome:
+        for step_id in lane:
+            self.steps[step_id] = last = self._carry_out(step_id)
+            if last.status is StepStatus.FAILED:
+                break
+        return last
 
     def _attempt(self, step: AgentStep, attempt: int = 1) -> StepOutcome:
         agent = agents.get(step.agent_name)

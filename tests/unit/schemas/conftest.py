@@ -68,6 +68,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "CancelRun": {"version": 1, "run_id": RUN, "reason": "no longer needed"},
     "RunCancelled": {"version": 1, "run_id": RUN},
+    "BranchesCancelled": {"version": 1, "run_id": RUN, "block_id": "block"},
     "RunEvent": {
         "version": 1,
         "run_id": RUN,

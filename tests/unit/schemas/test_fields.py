@@ -9,13 +9,25 @@ from typing import Any
 import pytest
 from pydantic.fields import FieldInfo
 
-from schemas.workflow import AgentStep, ParallelStep, Retry, RetryStrategy, Workflow
+from schemas.workflow import (
+    AgentStep,
+    ForkBranch,
+    ForkJoinConfig,
+    ForkJoinStep,
+    ParallelStep,
+    Retry,
+    RetryStrategy,
+    Workflow,
+)
 
 README = (Path(__file__).resolve().parents[3] / "schemas/README.md").read_text(encoding="utf-8")
 FIELDS = README.partition("## Fields")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("part", [AgentStep, ParallelStep, Retry, RetryStrategy])
+STEPS = [AgentStep, ParallelStep, ForkJoinStep]
+
+
+@pytest.mark.parametrize("part", [*STEPS, ForkJoinConfig, ForkBranch, Retry, RetryStrategy])
 def test_each_field_of_a_step_is_in_the_readme(part: Any) -> None:
     missing = [field.name for field in dataclasses.fields(part) if f"`{field.name}`" not in FIELDS]
     assert missing == []

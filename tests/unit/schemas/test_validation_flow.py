@@ -122,8 +122,8 @@ def test_a_block_within_a_block_is_not_supported(workflow: Document) -> None:
     workflow["steps"]["inner"] = {"agent_name": "x"}
 
     assert str(only(workflow)) == (
-        'steps.block.parallel_steps[1]: "step-b" is a parallel step; blocks within blocks are not supported, '
-        "so branches are agent steps [nested_block]"
+        'steps.block.parallel_steps[1]: "step-b" is a block; blocks within blocks are not supported, '
+        "so the steps of branches are agent steps [nested_block]"
     )
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from orchestrator.engine import codes
-from orchestrator.engine.block import DESCRIBED_FAILURES, count_ended, fork, forked, new_block
+from orchestrator.engine.block import DESCRIBED_FAILURES, branch_ended, fork, forked, new_block
 from orchestrator.engine.decision import SendTask, SendTicket, Verdict
 from orchestrator.engine.inputs import BlockDrained, BlockForked, StepEnded
 from orchestrator.engine.plan import Plan
@@ -19,6 +19,7 @@ from tests.unit.orchestrator.engine.scene import (
     RUN,
     after,
     agent,
+    agent_plan,
     answer,
     block_plan,
     block_row,
@@ -120,17 +121,25 @@ def test_an_ended_branch_is_counted_once_and_gives_its_slot_back(
     before: StepStatus, ended: StepStatus, expected: dict[str, int]
 ) -> None:
     block = block_row(open=2, failed=1, dispatched=2, passed=3, max_parallelism=2)
-    assert counters(count_ended(block, branch_row(status=before), branch_row(status=ended))) == expected
+    assert counters(count(block, branch_row(status=before), branch_row(status=ended))) == expected
+
+
+def count(block: StepExecution, before: StepExecution, after: StepExecution) -> StepExecution:
+    state = known(block, before)
+    assert state.plan is not None
+    decision = branch_ended(state, agent_plan(state.plan, before.step_id), after, before=before)
+    assert decision.steps[0] == after
+    return decision.steps[1]
 
 
 def test_a_branch_that_never_took_a_slot_gives_none_back() -> None:
     block = block_row(dispatched=1, passed=1, max_parallelism=1)
-    counted = count_ended(block, branch_row("b", StepStatus.PENDING), branch_row("b", StepStatus.FAILED))
+    counted = count(block, branch_row("b", StepStatus.PENDING), branch_row("b", StepStatus.FAILED))
     assert counters(counted)["dispatched"] == 1
 
 
 def test_a_block_without_a_gate_counts_no_slots() -> None:
-    counted = count_ended(block_row(), branch_row(), branch_row(status=StepStatus.COMPLETED))
+    counted = count(block_row(), branch_row(), branch_row(status=StepStatus.COMPLETED))
     assert counters(counted) == {"open": 2, "failed": 0, "dispatched": 0}
 
 
@@ -153,7 +162,8 @@ def test_a_drained_block_without_failures_is_completed_and_joined() -> None:
     decision = decided(known(block_row(open=0)), BlockDrained(RUN, "block"), after(5))
     (block,) = decision.steps
     assert (decision.verdict, block.status, block.finished_at) == (Verdict.APPLIED, StepStatus.COMPLETED, after(5))
-    assert (decision.join, decision.then) == ("block", (StepEnded(RUN, "block"),))
+    assert decision.join is not None
+    assert (decision.join.id, decision.then) == ("block", (StepEnded(RUN, "block"),))
 
 
 def test_a_drained_block_with_failures_wants_to_see_them_first() -> None:
@@ -165,7 +175,8 @@ def test_a_drained_block_with_failures_is_failed_and_joined_all_the_same() -> No
     decision = decided(drained_state(failures=1, total=3), BlockDrained(RUN, "block"), after(5))
     (block,) = decision.steps
     assert (block.status, block.finished_at) == (StepStatus.FAILED, after(5))
-    assert (decision.join, decision.then) == ("block", (StepEnded(RUN, "block"),))
+    assert decision.join is not None
+    assert (decision.join.id, decision.then) == ("block", (StepEnded(RUN, "block"),))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +205,9 @@ def test_the_error_of_a_block_describes_so_many_failures_and_no_more(failures: i
 
 def drained_state(failures: int, total: int) -> RunState:
     """Return the state in which a block's last branch has ended; of the errors only the first ones are known."""
-    state = known(block_row(total=total, open=0, failed=failures))
+    names = [f"s{number}" for number in range(total)]
+    plan = plan_of(block=parallel(*names), **dict.fromkeys(names, agent()))
+    state = known(block_row(total=total, open=0, failed=failures), plan=plan)
     state.failures["block"] = tuple(
         FailedBranch(
             f"s{number}",

@@ -54,7 +54,7 @@ def test_what_is_loaded_beforehand_is_what_the_decision_wants_first(event: Exter
     wanted = answer(RunState(run_row()), event)
     beforehand = first_wanted(event)
     if isinstance(wanted, Wanted):
-        assert wanted == beforehand._replace(ending=frozenset())
+        assert wanted == beforehand._replace(ending=frozenset(), plan=False)
     else:
         assert not beforehand
 
@@ -62,8 +62,9 @@ def test_what_is_loaded_beforehand_is_what_the_decision_wants_first(event: Exter
 @pytest.mark.parametrize("status", ReportStatus)
 def test_only_the_end_of_an_attempt_is_a_reason_to_look_who_is_next(status: ReportStatus) -> None:
     task = frozenset({TASK})
-    ending = task if status in {ReportStatus.COMPLETED, ReportStatus.FAILED} else frozenset()
-    assert first_wanted(TaskReported(report(status))) == Wanted(tasks=task, ending=ending)
+    ends = status in {ReportStatus.COMPLETED, ReportStatus.FAILED}
+    wanted = Wanted(tasks=task, ending=task if ends else frozenset(), plan=ends)
+    assert first_wanted(TaskReported(report(status))) == wanted
 
 
 def test_a_request_loads_nothing_beforehand() -> None:

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import TIMEOUT_GRACE
 from orchestrator.engine.decide import apply
-from orchestrator.engine.decision import Decision, Verdict
+from orchestrator.engine.decision import Decision, Ticket, Verdict
 from orchestrator.engine.inputs import (
     AttemptOverdue,
     BlockDrained,
@@ -184,7 +184,7 @@ def test_a_result_after_the_end_has_no_effect_but_frees_the_ticket_again(status:
     assert decision.verdict is (Verdict.DUPLICATE if same else Verdict.STALE)
     assert decision.code == (codes.DUPLICATE_RESULT if same else codes.LATE_REPORT)
     assert (decision.steps, decision.sends, decision.then, decision.afterwards) == ((), (), (), None)
-    assert decision.released is row, "the notice of its end may have been lost: it is told once more"
+    assert decision.released == Ticket("block", "a"), "the notice of its end may have been lost: it is told once more"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,8 @@ def test_an_ended_branch_releases_its_ticket_and_hands_its_slot_on(end: ReportSt
     block = block_row(max_parallelism=1, dispatched=1, passed=1)
     decision = decided(known(block, branch_row()), reported(end))
     branch, counted = decision.steps
-    assert decision.released == branch
+    assert branch.status.is_final
+    assert decision.released == Ticket("block", "a")
     assert counted.branches is not None
     assert counted.branches.dispatched == 0
     assert decision.afterwards == SlotsFree(RUN, "block")
@@ -327,7 +328,7 @@ def test_an_overdue_branch_is_counted_like_any_other() -> None:
     assert decision.steps[1].branches is not None
     assert (decision.steps[1].branches.open, decision.steps[1].branches.failed) == (0, 1)
     assert decision.then == (BlockDrained(RUN, "block"),)
-    assert decision.released == decision.steps[0]
+    assert decision.released == Ticket("block", "a")
 
 
 def test_a_task_that_no_queue_takes_fails_with_its_agent_named() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.engine import codes
 from orchestrator.engine.decide import apply
-from orchestrator.engine.decision import Decision, SendTask, Verdict
+from orchestrator.engine.decision import SendTask, Verdict
 from orchestrator.engine.events import step_changes
 from orchestrator.engine.inputs import AttemptOverdue, RetryDue, SlotsFree, TaskReported, TaskUndeliverable
 from orchestrator.engine.moment import Moment
@@ -199,13 +199,6 @@ def test_attempts_that_time_out_or_cannot_be_delivered_are_retried_too() -> None
     assert decided(state, AttemptOverdue(RUN, "step", TASK)).steps[0].status is PENDING
     lost = TaskUndeliverable(RUN, "step", TASK, codes.WORKER_LOST)
     assert decided(alone(), lost).steps[0].status is PENDING
-
-
-def test_the_plan_is_asked_for_only_where_an_attempt_failed() -> None:
-    state = known(step_row())
-    state.plan = None
-    assert answer(state, failed()) == Wanted(plan=True)
-    assert isinstance(answer(state, TaskReported(report())), Decision)
 
 
 def test_whatever_is_still_heard_of_the_attempt_is_about_nothing() -> None:
