@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from messaging.telemetry import configure_logging
 from orchestrator.cli.databases import any_database, named_database
-from orchestrator.cli.terminal import WRONG_USE, print_json, quiet, told
+from orchestrator.cli.terminal import WRONG_USE, print_json, quiet_settings, told
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
 
@@ -128,7 +127,7 @@ class _Choice:
 
 def _take(done: str, chosen: _Choice, take: Take, open_database: Open, *, as_json: bool) -> None:
     async def work() -> tuple[list[int], list[int]]:
-        async with open_database(_quiet_settings()) as database:
+        async with open_database(quiet_settings()) as database:
             if chosen.everything:
                 return await _take_all(database, chosen, take, done), []
             taken = await take(database, chosen.numbers)
@@ -185,13 +184,7 @@ async def _listed(
 
 def _query(question: "Callable[[Database], Awaitable[T]]") -> T:
     async def ask() -> T:
-        async with any_database(_quiet_settings()) as database:
+        async with any_database(quiet_settings()) as database:
             return await question(database)
 
     return asyncio.run(ask())
-
-
-def _quiet_settings() -> Settings:
-    settings = Settings.load()
-    configure_logging(quiet(settings), settings.log_format)
-    return settings

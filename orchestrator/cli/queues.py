@@ -1,7 +1,8 @@
-"""The agents' queues, as `forkjoin runs show` asks the broker for them: shortly, and not at all for embedded runs."""
+"""The agents' queues, as commands ask the broker for them: shortly, and not at all for embedded runs."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from messaging.port import Broker, BrokerError, QueueDepth, QueueMissing
@@ -14,33 +15,52 @@ from orchestrator.storage.queries import RunDetails
 ASK_SECONDS: Final = 3.0  # for connecting and all answers; what is not answered by then was not asked
 
 
-async def what_steps_wait_for(details: RunDetails, settings: Settings) -> Mapping[str, WaitingFor]:
-    """Return what each unfinished step of a run waits for, by step id.
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the broker said of agents' queues."""
 
-    The run of an embedded database has no broker that could be asked: its queues end with `forkjoin run`.
-    """
+    depths: Mapping[str, QueueDepth | None]  # by the agent's name; None: there is no such queue
+    silence: str | None  # why the other agents' queues are not among them, if there are others
+
+
+async def what_steps_wait_for(details: RunDetails, settings: Settings) -> Mapping[str, WaitingFor]:
+    """Return what each unfinished step of a run waits for, by step id."""
     agents = sorted({step.agent_name for step in details.steps if step.agent_name is not None and wants_queue(step)})
-    depths: dict[str, QueueDepth | None] = {}
-    if agents and settings.database_url is not None:
-        await _ask(settings, agents, depths)
-    queues = Queues(depths, settings.unknown_agent_after)
+    answers = await ask_for_queues(agents, settings, "forkjoin runs show")
+    queues = Queues(answers.depths, settings.unknown_agent_after)
     blocks = {step.step_id: step for step in details.steps if step.branches_total is not None}
     found = {step.step_id: waiting_for(step, blocks.get(step.parent_step_id or ""), queues) for step in details.steps}
     return {step_id: waiting for step_id, waiting in found.items() if waiting is not None}
 
 
-async def _ask(settings: Settings, agents: Sequence[str], depths: dict[str, QueueDepth | None]) -> None:
-    """Put into *depths* what the broker answers in time; what it does not answer stays away."""
-    broker = make_broker(settings, "forkjoin runs show")
+async def ask_for_queues(agents: Sequence[str], settings: Settings, name: str) -> Answers:
+    """Return what the broker says in time of the agents' queues.
+
+    The runs of an embedded database have no broker that could be asked: their queues end with `forkjoin run`.
+
+    Args:
+        agents: Their names; the broker is left alone where there are none.
+        settings: Which broker.
+        name: Of the command, for RabbitMQ's management pages.
+    """
+    depths: dict[str, QueueDepth | None] = {}
+    if not agents:
+        return Answers(depths, None)
+    if settings.database_url is None:
+        return Answers(depths, "those of `forkjoin run` end with it")
+    broker = make_broker(settings, name)
     try:
         async with asyncio.timeout(ASK_SECONDS):
             await broker.connect()
-            for name in agents:
-                depths[name] = await _depth(broker, name)
-    except (BrokerError, TimeoutError):
-        return  # the words for each step say that the broker was not asked
+            for agent_name in agents:
+                depths[agent_name] = await _depth(broker, agent_name)
+    except TimeoutError:
+        return Answers(depths, f"RabbitMQ at FORKJOIN_AMQP_URL has not answered within {ASK_SECONDS:g} seconds")
+    except BrokerError as error:
+        return Answers(depths, str(error))
     finally:
         await broker.close()
+    return Answers(depths, None)
 
 
 async def _depth(broker: Broker, agent_name: str) -> QueueDepth | None:

@@ -10,12 +10,11 @@ from uuid import UUID
 import typer
 
 from messaging.rabbitmq import RabbitmqBroker
-from messaging.telemetry import configure_logging
 from orchestrator.cli.databases import any_database, named_database
 from orchestrator.cli.following import show_until_end
 from orchestrator.cli.progress import progress
 from orchestrator.cli.requests import read_labels
-from orchestrator.cli.terminal import FAILED, print_json, quiet, stderr, told
+from orchestrator.cli.terminal import FAILED, print_json, quiet_settings, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
@@ -79,7 +78,7 @@ def show(
         from orchestrator.cli.tables import run_tree
         from orchestrator.storage import queries
 
-        settings = _quiet_settings()
+        settings = quiet_settings()
         details = _query(lambda database: queries.get_run(database, run_id), settings)
         waiting = asyncio.run(what_steps_wait_for(details, settings))
         if as_json:
@@ -92,7 +91,7 @@ def show(
 def watch(run_id: RunId) -> None:
     """Show a run's progress live, until it has ended. Exit code 0: COMPLETED; 1: FAILED or CANCELLED."""
     with told():
-        settings = _quiet_settings()
+        settings = quiet_settings()
         if settings.database_url is None:
             raise WrongUse("set FORKJOIN_DATABASE_URL and FORKJOIN_AMQP_URL: a run of `forkjoin run` shows itself")
         status = asyncio.run(_watch(settings, run_id))
@@ -107,7 +106,7 @@ def cancel(
 ) -> None:
     """Ask the orchestrators on FORKJOIN_AMQP_URL to stop a run. Without effect on a run that has ended."""
     with told():
-        asyncio.run(_with_client(_quiet_settings(), lambda client: client.cancel(run_id, reason)))
+        asyncio.run(_with_client(quiet_settings(), lambda client: client.cancel(run_id, reason)))
         typer.echo(f"asked for the cancellation of run {run_id}; `forkjoin runs show {run_id}` shows what came of it")
 
 
@@ -129,16 +128,10 @@ async def _watch(settings: Settings, run_id: UUID) -> RunStatus:
 
 def _query(question: "Callable[[Database], Awaitable[T]]", settings: Settings | None = None) -> T:
     async def ask() -> T:
-        async with any_database(settings or _quiet_settings()) as database:
+        async with any_database(settings or quiet_settings()) as database:
             return await question(database)
 
     return asyncio.run(ask())
-
-
-def _quiet_settings() -> Settings:
-    settings = Settings.load()
-    configure_logging(quiet(settings), settings.log_format)
-    return settings
 
 
 @asynccontextmanager

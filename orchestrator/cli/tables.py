@@ -1,4 +1,4 @@
-"""Runs as tables and trees, for people."""
+"""Runs, workflows and agents as tables and trees, for people."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,9 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from messaging.port import QueueDepth
+from messaging.topology import agent_queue
 from orchestrator.cli.progress import STYLES
 from orchestrator.cli.terminal import harmless
 from orchestrator.cli.waiting import WaitingFor, words
+from orchestrator.storage.agents import AgentActivity, BusyWorker
 from orchestrator.storage.definitions import RegisteredWorkflow
 from orchestrator.storage.queries import AttemptView, RunDetails, RunSummary, StepView
 from schemas.display import cut
@@ -20,6 +23,7 @@ from schemas.messages import RunEvent, StepEvent
 from schemas.statuses import StepStatus
 
 SHOWN_BRANCHES: Final = 50  # of a block; of a larger one those that did not simply complete
+SHOWN_WORKERS: Final = 5  # of an agent, the busiest
 
 _console: Final = Console(highlight=False)
 if not _console.is_terminal:
@@ -59,6 +63,26 @@ def workflows_table(workflows: Sequence[RegisteredWorkflow]) -> None:
     for workflow in workflows:
         registered = f"{workflow.registered_at:%Y-%m-%d %H:%M:%S}"
         table.add_row(harmless(workflow.workflow_id), harmless(workflow.version), registered)
+    _console.print(table)
+
+
+def agents_table(agents: Sequence[AgentActivity], depths: Mapping[str, QueueDepth | None]) -> None:
+    """Print a line for each agent, with its queue as far as *depths* tells; where it tells nothing, without queues."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("agent", overflow="fold")
+    if depths:
+        table.add_column("queue", overflow="fold")
+    counts = (*(["ready", "consumers"] if depths else []), StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.PENDING)
+    for title in counts:
+        table.add_column(title, no_wrap=True, justify="right")
+    table.add_column("workers", overflow="fold")
+    for agent in agents:
+        table.add_row(
+            harmless(agent.agent_name),
+            *(_queue(agent.agent_name, depths) if depths else ()),
+            *(str(number) for number in (agent.queued, agent.running, agent.pending)),
+            _workers(agent.workers),
+        )
     _console.print(table)
 
 
@@ -160,6 +184,22 @@ def _line(step: StepView, waiting: Mapping[str, WaitingFor]) -> str:
     if step.error is not None:
         parts.append(f"[red]{escape(step.error.message)}[/red] \\[{step.error.code}]")
     return "  ".join(parts)
+
+
+def _queue(agent_name: str, depths: Mapping[str, QueueDepth | None]) -> tuple[str, str, str]:
+    """Return the queue's name, its ready tasks and its consumers, or why there are none to show."""
+    if agent_name not in depths:
+        return "not asked", "", ""
+    depth = depths[agent_name]
+    if depth is None:
+        return "no queue", "", ""
+    return harmless(agent_queue(agent_name).name), str(depth.ready), str(depth.consumers)
+
+
+def _workers(workers: Sequence[BusyWorker]) -> str:
+    shown = [f"{harmless(worker.worker_id)} ({worker.running})" for worker in workers[:SHOWN_WORKERS]]
+    more = len(workers) - len(shown)
+    return ", ".join([*shown, *([f"… and {more} more"] if more else [])])
 
 
 def _labels(labels: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from messaging.port import BrokerError
 from messaging.settings import SettingsInvalid
-from messaging.telemetry import LogLevel
+from messaging.telemetry import LogLevel, configure_logging
 from orchestrator.errors import OrchestratorError, WrongUse
 from orchestrator.settings import Settings
 from schemas.errors import JsonRefused, WorkflowInvalid
@@ -66,6 +66,13 @@ def told(extra: str = "orchestrator") -> Iterator[None]:
 def quiet(settings: Settings, otherwise: LogLevel = LogLevel.WARNING) -> LogLevel:
     """Return the log level of a command that talks to a person: *otherwise*, unless FORKJOIN_LOG_LEVEL says more."""
     return settings.log_level if "log_level" in settings.model_fields_set else otherwise
+
+
+def quiet_settings() -> Settings:
+    """Return the settings of a command that only looks or asks, once its logging is set up: it logs trouble alone."""
+    settings = Settings.load()
+    configure_logging(quiet(settings), settings.log_format)
+    return settings
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def test_the_commands_and_queries_of_the_readme_work(cluster: Cluster, tmp_path:
     assert "registered parallel-example version 1.0" in shown
     assert '"workflow_id": "parallel-example"' in shown, "the document that was registered"
     assert "team=search" in shown
+    assert re.search(r"^primes +agent\.primes +\d+ +3 ", shown, re.MULTILINE), "an agent with its queue and consumers"
     for query in README.blocks("sql"):
         rows = asyncio.run(fetch(cluster.database_url, query))
         assert rows or query.startswith("DELETE"), f"no rows from:\n{query}"

@@ -56,6 +56,17 @@ def test_each_example_gives_its_output_shows_its_progress_and_is_kept(example: A
     assert all(step in shown for step in ["COMPLETED", *unbranched(name)])
 
 
+def test_the_agents_of_kept_runs_are_listed_and_their_queues_ended_with_the_runs(example: Alone) -> None:
+    done = example.forkjoin("run", "examples/retries.json", FORKJOIN_AGENTS="examples.agents:agents")
+    assert done.returncode == 0, done.stderr
+
+    listed = example.forkjoin("agents", "list")
+
+    assert listed.returncode == 0
+    assert ["look-up", "0", "0", "0"] in [line.split() for line in listed.stdout.splitlines()]
+    assert listed.stderr == "forkjoin: queues are not shown: those of `forkjoin run` end with it\n"
+
+
 def test_the_attempts_of_a_step_are_shown_with_their_errors(example: Alone) -> None:
     done = example.forkjoin("run", "examples/retries.json", FORKJOIN_AGENTS="examples.agents:agents")
     run_id = done.stderr.splitlines()[0].removeprefix("run ")

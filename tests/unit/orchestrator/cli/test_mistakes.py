@@ -76,6 +76,7 @@ def forkjoin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forkjo
         ("migrate", "forkjoin: set FORKJOIN_DATABASE_URL, for example postgresql://"),
         ("serve", "forkjoin: set FORKJOIN_DATABASE_URL, for example postgresql://"),
         ("runs list", "forkjoin: there are no runs: FORKJOIN_DATABASE_URL is not set, and `forkjoin run` has"),
+        ("agents list", "forkjoin: there are no runs: FORKJOIN_DATABASE_URL is not set, and `forkjoin run` has"),
         ("runs watch 9f0f5a5e-5f0c-4f5b-9d5e-0c1c2f3b7a10", "set FORKJOIN_DATABASE_URL and FORKJOIN_AMQP_URL"),
         ("workflows list", "forkjoin: set FORKJOIN_DATABASE_URL"),
         ("workflows show good", "forkjoin: set FORKJOIN_DATABASE_URL"),

@@ -1,14 +1,18 @@
-"""Runs as tables: made to be read, and to be copied from."""
+"""Runs, workflows and agents as tables: made to be read, and to be copied from."""
 
 import io
+import re
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from rich.console import Console
 
+from messaging.port import QueueDepth
 from orchestrator.cli import tables
 from orchestrator.cli.waiting import Slot
+from orchestrator.storage.agents import AgentActivity, BusyWorker
 from orchestrator.storage.definitions import RegisteredWorkflow
 from orchestrator.storage.queries import RunDetails, RunSummary, StepView
 from schemas.messages import ErrorInfo
@@ -61,6 +65,10 @@ def step(step_id: str, status: StepStatus, error: str | None = None, parent: str
     )
 
 
+def activity(agent_name: str, **fields: Any) -> AgentActivity:
+    return AgentActivity(**{"agent_name": agent_name, "queued": 0, "running": 0, "pending": 0, "workers": []} | fields)
+
+
 def written(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -110,6 +118,33 @@ def test_registered_workflows_have_a_line_each(console: Console) -> None:
 def test_without_registered_workflows_it_says_so(console: Console) -> None:
     tables.workflows_table([])
     assert written(console) == "no workflows\n"
+
+
+def test_agents_have_a_line_each_with_queue_attempts_and_workers(console: Console) -> None:
+    console.width = 200
+    busy = activity("nap", queued=1, running=3, pending=4, workers=[BusyWorker("w-1", 2), BusyWorker("w-2", 1)])
+    tables.agents_table([busy, activity("nobody"), activity("late")], {"nap": QueueDepth(5, 6), "nobody": None})
+    lines = [re.split(" {2,}", line.strip()) for line in written(console).splitlines()]
+    assert lines == [
+        ["agent", "queue", "ready", "consumers", "QUEUED", "RUNNING", "PENDING", "workers"],
+        ["nap", "agent.nap", "5", "6", "1", "3", "4", "w-1 (2), w-2 (1)"],
+        ["nobody", "no queue", "0", "0", "0"],
+        ["late", "not asked", "0", "0", "0"],
+    ]
+
+
+def test_where_no_queue_is_known_agents_have_no_columns_for_it(console: Console) -> None:
+    tables.agents_table([activity("nap", running=1, workers=[BusyWorker("w-1", 1)])], {})
+    lines = [re.split(" {2,}", line.strip()) for line in written(console).splitlines()]
+    assert lines == [["agent", "QUEUED", "RUNNING", "PENDING", "workers"], ["nap", "0", "1", "0", "w-1 (1)"]]
+
+
+def test_of_many_workers_the_first_are_named_and_none_speaks_to_the_terminal(console: Console) -> None:
+    console.width = 300
+    workers = [BusyWorker(f"[b]{number}\x1b", 1) for number in range(tables.SHOWN_WORKERS + 2)]
+    tables.agents_table([activity("nap", workers=workers)], {})
+    [_, line] = written(console).splitlines()
+    assert line.rstrip().endswith("[b]4\\x1b (1), … and 2 more")
 
 
 def test_branches_stand_below_their_block_and_text_of_agents_is_no_markup(console: Console) -> None:
