@@ -3,9 +3,10 @@
 ContractError
 ├── JsonRefused        text or a value is not the JSON that we take
 ├── WorkflowInvalid    a workflow document has problems (all of them are listed)
-├── TemplateInvalid    a value holds references that cannot be read
+├── TemplateInvalid    a value holds references that cannot be read, or an expression cannot be
 ├── MessageRefused     a message body cannot be read
-└── ReferenceBroken    a reference leads nowhere in this run
+├── ReferenceBroken    a reference leads nowhere in this run
+└── ExpressionFailed   an operator in an expression has operands that do not fit it
 """
 
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class WorkflowInvalid(ContractError):
 
 
 class TemplateInvalid(ContractError):
-    """A value holds references that cannot be read; `problems` holds all of them, with places within the value."""
+    """A value holds references that cannot be read, or an expression cannot be; `problems` has places within it."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -72,6 +73,14 @@ class ReferenceBroken(ContractError):
 
     def __init__(self, reference: str, message: str) -> None:
         self.reference = reference
+        super().__init__(message)
+
+
+class ExpressionFailed(ContractError):
+    """An operator in an expression has operands that do not fit it; `part` is where in the text."""
+
+    def __init__(self, part: str, message: str) -> None:
+        self.part = part
         super().__init__(message)
 
 

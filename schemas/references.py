@@ -31,6 +31,7 @@ __all__ = [
     "StepOutcome",
     "Template",
     "compile_template",
+    "read_reference",
     "read_template",
 ]
 
@@ -186,13 +187,12 @@ class _Reader:
                 return _Text(tuple(parts))
 
     def _read_reference(self, opening: re.Match[str], place: Place) -> str | Reference:
-        try:
-            reference = _parse(opening[0], opening[1])
-        except _Malformed as error:
-            self.problems.append(Problem(place_text(place), "malformed_reference", error.message, error.suggestion))
+        found = _reference_at(opening, place)
+        if isinstance(found, Problem):
+            self.problems.append(found)
             return opening[0]
-        self.references.append(PlacedReference(place, reference))
-        return reference
+        self.references.append(PlacedReference(place, found))
+        return found
 
 
 def _all_same(values: Iterable[Any], nodes: Iterable[_Node]) -> bool:
@@ -200,6 +200,28 @@ def _all_same(values: Iterable[Any], nodes: Iterable[_Node]) -> bool:
 
 
 # Reading one reference
+
+
+def read_reference(text: str, start: int, at: Place) -> tuple[Reference | Problem, int]:
+    """Return the reference that *text* has at *start*, or what is wrong with it, and where it ends.
+
+    One that is not closed ends behind its `${`.
+
+    Args:
+        text: Any text with `${` at *start*.
+        start: Index of the dollar sign.
+        at: Where *text* stands in the document.
+    """
+    opening = _OPENING.match(text, start)
+    assert opening is not None
+    return _reference_at(opening, at), opening.end()
+
+
+def _reference_at(opening: re.Match[str], place: Place) -> Reference | Problem:
+    try:
+        return _parse(opening[0], opening[1])
+    except _Malformed as error:
+        return Problem(place_text(place), "malformed_reference", error.message, error.suggestion)
 
 
 class _Malformed(Exception):
