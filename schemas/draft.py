@@ -15,6 +15,8 @@ from schemas.errors import Problem
 from schemas.suggestions import nearest
 from schemas.workflow import (
     AgentStep,
+    Condition,
+    ConditionalStep,
     ForkBranch,
     ForkJoinConfig,
     ForkJoinStep,
@@ -27,26 +29,38 @@ from schemas.workflow import (
 AGENT: Final = "agent"
 PARALLEL: Final = "parallel"
 FORK_JOIN: Final = "fork_join"
+CONDITIONAL: Final = "conditional"
 
 
 def _fields(of: type) -> tuple[str, ...]:
     return tuple(one.name for one in dataclasses.fields(of))
 
 
-_FIELDS: Final = {AGENT: _fields(AgentStep), PARALLEL: _fields(ParallelStep), FORK_JOIN: _fields(ForkJoinStep)}
+_FIELDS: Final = {
+    AGENT: _fields(AgentStep),
+    PARALLEL: _fields(ParallelStep),
+    FORK_JOIN: _fields(ForkJoinStep),
+    CONDITIONAL: _fields(ConditionalStep),
+}
 _STEP_FIELDS: Final = tuple(dict.fromkeys(name for names in _FIELDS.values() for name in names))
 _FOREIGN_TO: Final[Mapping[str, frozenset[str]]] = {
     kind_of: frozenset(_STEP_FIELDS) - frozenset(names) for kind_of, names in _FIELDS.items()
 }
-_CALLED: Final = {AGENT: "an agent step", PARALLEL: "a parallel step", FORK_JOIN: "a fork_join step"}
+_CALLED: Final = {
+    AGENT: "an agent step",
+    PARALLEL: "a parallel step",
+    FORK_JOIN: "a fork_join step",
+    CONDITIONAL: "a conditional step",
+}
 # The field by which a step without a type shows what it is.
-_MARKS: Final = {PARALLEL: "parallel_steps", FORK_JOIN: "fork_join_config"}
+_MARKS: Final = {PARALLEL: "parallel_steps", FORK_JOIN: "fork_join_config", CONDITIONAL: "condition"}
 _nearest: Final = lru_cache(maxsize=1000)(nearest)  # the same mistake tends to be in every step
 # Fields of a step that hold an object with fields of its own.
 _OPTIONS: Final = {
     "retry": _fields(Retry),
     "retry_strategy": _fields(RetryStrategy),
     "fork_join_config": _fields(ForkJoinConfig),
+    "condition": _fields(Condition),
 }
 _BRANCH_FIELDS: Final = _fields(ForkBranch)
 _WORKFLOW_FIELDS: Final = tuple(Workflow.model_fields)
@@ -153,7 +167,7 @@ def _read_type(draft: Draft, key: str, fields: Mapping[str, Any]) -> str:
     place = place_text(("steps", key, "type"))
     if "type" not in fields:
         if likely != AGENT:
-            message = f"a step with {quoted(_MARKS[likely])} is a block and says so with its type"
+            message = f"a step with {quoted(_MARKS[likely])} says with its type what it is"
             draft.problems.append(Problem(place, "missing_field", message, likely))
         return likely
     given = fields["type"]
@@ -162,7 +176,12 @@ def _read_type(draft: Draft, key: str, fields: Mapping[str, Any]) -> str:
     meant = nearest(given, tuple(_FIELDS)) if isinstance(given, str) else None
     shown = quoted(given) if isinstance(given, str) else kind(given)
     draft.problems.append(
-        Problem(place, "unknown_type", f'a step is of type "agent", "parallel" or "fork_join", not {shown}', meant)
+        Problem(
+            place,
+            "unknown_type",
+            f'a step is of type "agent", "parallel", "fork_join" or "conditional", not {shown}',
+            meant,
+        )
     )
     if meant is None:
         draft.guessed_types.add(key)

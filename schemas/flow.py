@@ -1,7 +1,8 @@
 """The control flow of a workflow document: who leads to whom, and what is wrong with that.
 
 A block and the steps of its branches are one node, because the run enters and leaves them together. Edges are
-`next_step`, `on_failure`, and the `on_failure` of the steps of branches, which counts when the block itself names none.
+`next_step`, `on_failure`, the `on_failure` of the steps of branches, which counts when the block itself names none, and
+the two paths of a conditional step, whose ends lead to where the run goes on behind it (`schemas.paths`).
 
 An edge that cannot be followed gives one problem where it stands. It is then *guessed*: taken to where its author
 probably wanted it, so that nothing behind it is reported as well. Loops are looked for among the sure edges only.
@@ -13,12 +14,13 @@ from itertools import chain
 from typing import Any, Final
 
 from schemas.display import Place, place_text, quoted
-from schemas.draft import FORK_JOIN, PARALLEL, Draft
+from schemas.draft import CONDITIONAL, FORK_JOIN, PARALLEL, Draft
 from schemas.errors import Problem
 from schemas.graph import find_loops, first_unreached, reached_from
+from schemas.paths import Crossing, ways
 from schemas.suggestions import NameIndex
 
-_EDGES: Final = ("next_step", "on_failure")
+_EDGES: Final = ("next_step", "on_failure", "if_true_step", "if_false_step")
 _START: Final = "start_step"
 _UNREADABLE: Final = object()
 
@@ -52,6 +54,7 @@ class Flow:
     lane_of: dict[str, Lane] = field(default_factory=dict)  # by step of a branch
     place_in_lane: dict[str, int] = field(default_factory=dict)
     edges: list[Edge] = field(default_factory=list)  # the sure ones
+    edges_from: dict[str, list[Edge]] = field(default_factory=dict)  # the same, by node
     guesses: list[tuple[str, str]] = field(default_factory=list)
     blurred: set[str] = field(default_factory=set)  # nodes with an edge that leads nobody knows where
     start: str | None = None
@@ -86,6 +89,7 @@ def read_flow(draft: Draft) -> Flow:
         _read_edges(flow, step_id, step)
         _guess_from(flow, step_id, draft.removed.get(step_id, []))
     _find_cycles(flow)
+    _read_ways(flow)
     _read_reach(flow)
     return flow
 
@@ -157,6 +161,9 @@ def _branch_problem(flow: Flow, lane: Lane, step: str, place: Place) -> Problem 
         return Problem(place_text(place), "duplicate_branch", f"{name} is in this block already; a branch runs once")
     if step == lane.block:
         return Problem(place_text(place), "nested_block", "a block cannot be its own branch")
+    if _is(CONDITIONAL, flow.steps[step]):
+        message = f"{name} is a conditional step; the steps of branches are agent steps"
+        return Problem(place_text(place), "nested_conditional", message)
     if block_names(flow.steps[step]) is not None:
         message = f"{name} is a block; blocks within blocks are not supported, so the steps of branches are agent steps"
         return Problem(place_text(place), "nested_block", message)
@@ -203,7 +210,9 @@ def _read_edge(flow: Flow, source: str, target: str, name: str) -> None:
         return
     problem = _forbidden_edge(flow, source, place) or _target_problem(flow, target, place)
     if problem is None:
-        flow.edges.append(Edge(source, target, place))
+        edge = Edge(source, target, place)
+        flow.edges.append(edge)
+        flow.edges_from.setdefault(flow.node_of(source), []).append(edge)
         return
     flow.problems.append(problem)
     meant = target if target in flow.steps else problem.suggestion
@@ -258,6 +267,37 @@ def _find_cycles(flow: Flow) -> None:
         if loop is not None:
             message = f"this closes a cycle, and the run might never end: {loop}"
             flow.problems.append(Problem(place_text(edge.place), "cycle", message))
+
+
+def _read_ways(flow: Flow) -> None:
+    """Lead the ends of a conditional's paths to where the run goes on behind it."""
+    if flow.start is None:
+        return
+    found = ways(
+        flow.start, {step_id: _crossing(flow, step_id) for step_id in flow.steps if step_id not in flow.lane_of}
+    )
+    for step_id, target in found.following.items():
+        if target is not None:
+            flow.guesses.append((step_id, target))
+    for step_id, ends in found.uncertain.items():
+        there = " or ".join(quoted(end) if end is not None else "the end of the run" for end in ends)
+        message = (
+            f"this step lies on paths that go on at different steps, {there}; give it a next_step, or let each path "
+            "have a step of its own"
+        )
+        flow.problems.append(Problem(place_text(("steps", step_id)), "uncertain_next_step", message))
+
+
+def _crossing(flow: Flow, step_id: str) -> Crossing:
+    targets: dict[str, list[str]] = {name: [] for name in _EDGES}
+    for edge in flow.edges_from.get(step_id, ()):
+        targets[str(edge.place[-1])].append(edge.target)
+    choices = (*targets["if_true_step"], *targets["if_false_step"])
+    return Crossing(next(iter(targets["next_step"]), None), tuple(targets["on_failure"]), choices)
+
+
+def _is(kind_of: str, step: Any) -> bool:
+    return isinstance(step, dict) and step.get("type") == kind_of
 
 
 def _read_reach(flow: Flow) -> None:

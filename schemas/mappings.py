@@ -1,14 +1,16 @@
-"""The references in `input_mapping`: whether each leads to a step that has run before."""
+"""The references in `input_mapping` and in conditions: whether each leads to a step that has run before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.display import cut, place_text, quoted
 from schemas.draft import Draft
 from schemas.errors import Problem
+from schemas.expressions import Expression, read_expression
 from schemas.flow import Flow, block_names
 from schemas.graph import preceding
-from schemas.references import Part, PlacedReference, read_template
+from schemas.references import Part, PlacedReference, Template, read_template
 from schemas.suggestions import nearest
 
 
@@ -26,12 +28,11 @@ def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
     problems: list[Problem] = []
     uses: list[_Use] = []
     for step_id, step in draft.steps.items():
-        mapping = step.get("input_mapping") if isinstance(step, dict) else None
-        if not mapping or not isinstance(mapping, dict):
+        read = _read(step_id, step) if isinstance(step, dict) else None
+        if read is None:
             continue
-        template = read_template(mapping, ("steps", step_id, "input_mapping"))
-        problems.extend(template.problems)
-        for placed in template.references:
+        problems.extend(read.problems)
+        for placed in read.references:
             if placed.reference.step is None:
                 continue
             use = _Use(step_id, placed.reference.step, placed)
@@ -42,6 +43,16 @@ def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
                 uses.append(use)
     problems.extend(_order_problems(flow, uses))
     return problems
+
+
+def _read(step_id: str, step: Mapping[str, Any]) -> Template | Expression | None:
+    mapping, condition = step.get("input_mapping"), step.get("condition")
+    if mapping and isinstance(mapping, dict):
+        return read_template(mapping, ("steps", step_id, "input_mapping"))
+    expression = condition.get("expression") if isinstance(condition, dict) else None
+    if isinstance(expression, str) and expression:
+        return read_expression(expression, ("steps", step_id, "condition", "expression"))
+    return None
 
 
 def _plain_problem(flow: Flow, use: _Use) -> Problem | None:

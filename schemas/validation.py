@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.display import Place, kind, place_text, quoted
-from schemas.draft import FORK_JOIN, Draft, read_draft
+from schemas.draft import CONDITIONAL, FORK_JOIN, Draft, read_draft
 from schemas.errors import JsonRefused, Problem, WorkflowInvalid
 from schemas.flow import block_names, read_flow
 from schemas.json_text import check_json
@@ -22,7 +22,9 @@ from schemas.workflow import Workflow
 
 _STEP_TAG: Final = 2  # where pydantic puts the step's type into a place: steps, id, type, field
 _STEP_FIELD: Final = 3
-_POINTERS: Final = frozenset({"start_step", "next_step", "on_failure", "parallel_steps", "steps"})
+_POINTERS: Final = frozenset(
+    {"start_step", "next_step", "on_failure", "if_true_step", "if_false_step", "parallel_steps", "steps"}
+)
 
 
 def validate_workflow(document: object) -> list[Problem]:
@@ -104,6 +106,7 @@ def _inconsistencies(draft: Draft) -> Iterator[Problem]:
     yield from _mismatched_ids(draft)
     yield from _retried_twice(draft)
     yield from _impossible_joins(draft)
+    yield from _pathless_conditions(draft)
 
 
 def _mismatched_ids(draft: Draft) -> Iterator[Problem]:
@@ -119,6 +122,15 @@ def _retried_twice(draft: Draft) -> Iterator[Problem]:
         if isinstance(step, dict) and step.get("retry") is not None and step.get("retry_strategy") is not None:
             message = 'this is the older form of "retry", which the step has too; give one of the two'
             yield Problem(place_text(("steps", key, "retry_strategy")), "inconsistent", message)
+
+
+def _pathless_conditions(draft: Draft) -> Iterator[Problem]:
+    for key, step in draft.steps.items():
+        if isinstance(step, dict) and step.get("type") == CONDITIONAL:
+            paths = [step.get("if_true_step"), step.get("if_false_step")]
+            if paths == [None, None]:
+                message = "a conditional step has a path, or two: give if_true_step or if_false_step"
+                yield Problem(place_text(("steps", key, "if_true_step")), "missing_field", message)
 
 
 def _impossible_joins(draft: Draft) -> Iterator[Problem]:

@@ -126,6 +126,10 @@ class _Step:
     description: str | None = None
     next_step: StepId | None = Field(default=None, description="Where the run goes on; null ends it here.")
     on_failure: StepId | None = Field(default=None, description="Where the run goes on when this step fails.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class _WorkingStep(_Step):
     timeout_seconds: Seconds | None = Field(
         None, description="How long one attempt may take; on a parallel step, the default for its branches."
     )
@@ -144,7 +148,7 @@ class _Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class AgentStep(_Step):
+class AgentStep(_WorkingStep):
     """A step that one agent carries out."""
 
     type: Literal["agent"] = "agent"
@@ -155,7 +159,7 @@ class AgentStep(_Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class ParallelStep(_Step):
+class ParallelStep(_WorkingStep):
     """A block: its branches run concurrently, then their outputs are joined."""
 
     type: Literal["parallel"]
@@ -189,15 +193,33 @@ class ForkJoinConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class ForkJoinStep(_Step):
+class ForkJoinStep(_WorkingStep):
     """A block with named branches of one or more steps each."""
 
     type: Literal["fork_join"]
     fork_join_config: ForkJoinConfig
 
 
-BlockStep = ParallelStep | ForkJoinStep
-Step = Annotated[AgentStep | ParallelStep | ForkJoinStep, Field(discriminator="type")]
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Condition:
+    """What a `conditional` step asks."""
+
+    expression: Annotated[str, StringConstraints(min_length=1, max_length=10_000)] = Field(
+        description="Such as ${s.output.score} > 0.8 and 'x' in ${s.output.tags}."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class ConditionalStep(_Step):
+    """A choice between two paths. Where the one that is taken ends, the run goes on at `next_step`."""
+
+    type: Literal["conditional"]
+    condition: Condition
+    if_true_step: StepId | None = Field(None, description="Where the run goes on when the condition holds.")
+    if_false_step: StepId | None = Field(None, description="Where the run goes on when it does not.")
+
+
+Step = Annotated[AgentStep | ParallelStep | ForkJoinStep | ConditionalStep, Field(discriminator="type")]
 
 
 class Workflow(BaseModel):

@@ -5,6 +5,7 @@ from typing import Final
 # Why a step failed.
 AGENT_ERROR: Final = "agent_error"  # the agent raised; the details hold its type and traceback
 BRANCHES_FAILED: Final = "branches_failed"  # a block: at least one branch failed
+CONDITION_FAILED: Final = "condition_failed"  # the condition cannot be evaluated
 REFERENCE_BROKEN: Final = "reference_broken"  # its input refers to something that is not there
 PAYLOAD_TOO_LARGE: Final = "payload_too_large"  # its task exceeds what the broker takes
 INVALID_INPUT: Final = "invalid_input"  # it does not fit what the agent declared

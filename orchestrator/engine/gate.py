@@ -56,7 +56,7 @@ def _first_step_over(state: RunState, first: StepExecution) -> Decision | Wanted
     if missing:
         return missing
     assert state.plan is not None
-    following = [plan.id for plan in branch_from(state.plan, first.step_id)]
+    following = [plan.id for plan in branch_from(state.plan.steps, first.step_id)]
     missing = state.missing(Wanted(steps=frozenset(following)))
     if missing:
         return missing

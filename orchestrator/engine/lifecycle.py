@@ -9,9 +9,10 @@ from uuid import UUID
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched, new_step
 from orchestrator.engine.block import branch_ended, new_block
+from orchestrator.engine.conditional import chosen
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, RunRequested, StepEnded, StepReached
-from orchestrator.engine.plan import AgentPlan, BlockPlan, StepPlan
+from orchestrator.engine.plan import AgentPlan, BlockPlan, ConditionalPlan, StepPlan
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_run_status
@@ -78,6 +79,8 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
     match plan:
         case BlockPlan():
             return Decision(Verdict.APPLIED, steps=(new_block(event.run_id, plan, now),), fork=plan)
+        case ConditionalPlan():
+            return chosen(state, event.run_id, plan, now)
         case AgentPlan():
             return _agent_reached(state, event, plan, now, new_id)
 
@@ -144,11 +147,13 @@ def _agent_reached(
 def _referenced(plan: StepPlan) -> Wanted:
     if isinstance(plan, BlockPlan):
         return Wanted(outcomes=plan.referenced_steps, errors=plan.referenced_blocks)
+    if isinstance(plan, ConditionalPlan):
+        return Wanted(outcomes=plan.expression.steps, errors=plan.referenced_blocks)
     return Wanted(outcomes=plan.template.steps, errors=plan.template.blocks)
 
 
 def _failure_handler(state: RunState, plan: StepPlan) -> str | None:
-    if plan.on_failure is not None or isinstance(plan, AgentPlan):
+    if plan.on_failure is not None or not isinstance(plan, BlockPlan):
         return plan.on_failure
     # The block itself names no handler: that of its first failed branch, in definition order, is used.
     assert state.plan is not None

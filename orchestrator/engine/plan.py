@@ -1,16 +1,20 @@
 """The plan: a workflow compiled once into what the decisions need."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from math import inf
 from typing import Final, NamedTuple, assert_never
 
-from schemas.references import Template, compile_template
+from schemas.expressions import Expression, compile_expression
+from schemas.graph import preceding
+from schemas.paths import Crossing, ways
+from schemas.references import Part, Template, compile_template
 from schemas.statuses import JoinPolicy
 from schemas.workflow import (
     AgentStep,
     BackoffType,
+    ConditionalStep,
     ForkJoinConfig,
     ForkJoinStep,
     OnDecided,
@@ -118,7 +122,27 @@ class BlockPlan:
         return frozenset().union(*(branch.template.blocks for branch in self.branches))
 
 
-StepPlan = AgentPlan | BlockPlan
+@dataclass(frozen=True, slots=True)
+class ConditionalPlan:
+    """One step that chooses a path. `next_step` is where the run goes on where the path that is chosen is empty."""
+
+    id: str
+    expression: Expression
+    if_true: str | None
+    if_false: str | None
+    skipped_if_true: str | None  # the step that then never runs, where it has no other way to run
+    skipped_if_false: str | None
+    next_step: str | None
+    on_failure: str | None
+
+    @property
+    def referenced_blocks(self) -> frozenset[str]:
+        """The blocks whose branches' errors the condition reads."""
+        references = (placed.reference for placed in self.expression.references)
+        return frozenset(one.step for one in references if one.part is Part.ERRORS and one.step is not None)
+
+
+StepPlan = AgentPlan | BlockPlan | ConditionalPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +183,81 @@ def compile_plan(workflow: Workflow) -> Plan:
             case ForkJoinStep(fork_join_config=config):
                 firsts = [branch.steps[0] for branch in config.branches.values()]
                 steps[step.id] = _block_plan(step, config, firsts, agents)
+            case ConditionalStep():
+                steps[step.id] = _conditional_plan(step)
             case _:
                 assert_never(step)
+    steps = _led_on(workflow.start_step, steps)
     return Plan(workflow.workflow_id, workflow.version, workflow.timeout_seconds, workflow.start_step, steps)
 
 
-def branch_from(plan: Plan, step_id: str) -> Iterator[AgentPlan]:
+def _led_on(start: str, steps: Mapping[str, StepPlan]) -> dict[str, StepPlan]:
+    """Return *steps*, in which those that end a path of a conditional lead to where the run goes on behind it."""
+    if not any(isinstance(step, ConditionalPlan) for step in steps.values()):
+        return dict(steps)
+    nodes = {step_id: step for step_id, step in steps.items() if _block_of(step) is None}
+    following = ways(start, {step_id: _crossing(step, steps) for step_id, step in nodes.items()}).following
+    led = {step_id: replace(step, next_step=following.get(step_id)) for step_id, step in nodes.items()}
+    return {**steps, **_with_skipped(led, steps)}
+
+
+def _with_skipped(led: Mapping[str, StepPlan], steps: Mapping[str, StepPlan]) -> dict[str, StepPlan]:
+    """Return the steps, in which conditionals know which step never runs once a path is chosen."""
+    successors = {step_id: _leads_to(step, steps) for step_id, step in led.items()}
+    choices = {step_id: step for step_id, step in led.items() if isinstance(step, ConditionalPlan)}
+    pairs = [
+        (way, other)
+        for step in choices.values()
+        for taken, other in ((step.if_true, step.if_false), (step.if_false, step.if_true))
+        for way in (taken if taken is not None else step.next_step,)
+        if way is not None and other is not None
+    ]
+    runs_all_the_same = preceding(pairs, successors)
+
+    def skipped(step: ConditionalPlan, taken: str | None, other: str | None) -> str | None:
+        way = taken if taken is not None else step.next_step
+        return None if other == way or (way, other) in runs_all_the_same else other
+
+    return {
+        **led,
+        **{
+            step_id: replace(
+                step,
+                skipped_if_true=skipped(step, step.if_true, step.if_false),
+                skipped_if_false=skipped(step, step.if_false, step.if_true),
+            )
+            for step_id, step in choices.items()
+        },
+    }
+
+
+def _block_of(step: StepPlan) -> str | None:
+    return step.block_id if isinstance(step, AgentPlan) else None
+
+
+def _crossing(step: StepPlan, steps: Mapping[str, StepPlan]) -> Crossing:
+    choices = (step.if_true, step.if_false) if isinstance(step, ConditionalPlan) else ()
+    return Crossing(step.next_step, _handlers(step, steps), tuple(one for one in choices if one is not None))
+
+
+def _leads_to(step: StepPlan, steps: Mapping[str, StepPlan]) -> list[str]:
+    crossing = _crossing(step, steps)
+    following = [crossing.next_step] if crossing.next_step is not None else []
+    return [*following, *crossing.handlers, *crossing.choices]
+
+
+def _handlers(step: StepPlan, steps: Mapping[str, StepPlan]) -> tuple[str, ...]:
+    handlers = [step.on_failure]
+    if isinstance(step, BlockPlan):
+        handlers += [one.on_failure for branch in step.branches for one in branch_from(steps, branch.id)]
+    return tuple(dict.fromkeys(handler for handler in handlers if handler is not None))
+
+
+def branch_from(steps: Mapping[str, StepPlan], step_id: str) -> Iterator[AgentPlan]:
     """Yield the steps of a branch from *step_id* on."""
     following: str | None = step_id
     while following is not None:
-        step = plan.steps[following]
+        step = steps[following]
         assert isinstance(step, AgentPlan), "the steps of branches are agent steps"
         yield step
         following = step.next_step
@@ -282,6 +371,19 @@ def _block_plan(
         needed=_needed(join.join_policy, join.n_required, len(firsts)),
         cancels_the_rest=join.on_decided is OnDecided.CANCEL,
         shows_failed=isinstance(step, ForkJoinStep),
+        next_step=step.next_step,
+        on_failure=step.on_failure,
+    )
+
+
+def _conditional_plan(step: ConditionalStep) -> ConditionalPlan:
+    return ConditionalPlan(
+        id=step.id,
+        expression=compile_expression(step.condition.expression),
+        if_true=step.if_true_step,
+        if_false=step.if_false_step,
+        skipped_if_true=None,
+        skipped_if_false=None,
         next_step=step.next_step,
         on_failure=step.on_failure,
     )

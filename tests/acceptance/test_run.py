@@ -23,6 +23,7 @@ INPUTS = {
     "many_branches": [],
     "retries": [],
     "fork_join": [],
+    "conditional": [],
 }
 
 

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from orchestrator.engine import codes
 from schemas.codec import dump_json
-from schemas.errors import ReferenceBroken
+from schemas.errors import ExpressionFailed, ReferenceBroken
+from schemas.expressions import compile_expression
 from schemas.references import compile_template
 from schemas.scope import Scope, StepOutcome
 from schemas.statuses import RunStatus, StepStatus
-from schemas.validation import parse_workflow
-from schemas.workflow import AgentStep, Workflow
+from schemas.validation import parse_workflow, validate_workflow
+from schemas.workflow import AgentStep, ConditionalStep, Workflow
 
 INPUT = {"topic": "rain"}
 BROKEN = "${workflow.input.missing}"
@@ -135,11 +136,20 @@ def sequential(case: Case) -> Expected:
     """Carry the workflow out, one step after the other."""
     steps = case.workflow.steps
     expected, step_id = Expected(), "n1"
+    behind: list[str] = []  # where the run goes on when the paths end on which it is
     while True:
+        while behind and behind[-1] == step_id:
+            behind.pop()
         step = steps[step_id]
         expected.steps[step_id] = outcome = _outcome(case, steps, step, expected.steps)
         completed = outcome.status is StepStatus.COMPLETED
         following = step.next_step if completed else _handler(steps, step, case.steps[step_id], expected.steps)
+        if completed and isinstance(step, ConditionalStep) and outcome.output["step"] is not None:
+            if step.next_step is not None:
+                behind.append(step.next_step)
+            following = outcome.output["step"]
+        if following is None and completed and behind:
+            following = behind[-1]
         if following is None:
             expected.status = RunStatus.COMPLETED if completed else RunStatus.FAILED
             expected.output = outcome.output if completed else None
@@ -150,6 +160,8 @@ def sequential(case: Case) -> Expected:
 def _outcome(case: Case, steps: Mapping[str, Any], step: Any, before: dict[str, StepOutcome]) -> StepOutcome:
     if isinstance(step, AgentStep):
         return _agent_outcome(case, step, Scope(INPUT, before))
+    if isinstance(step, ConditionalStep):
+        return _answer(step, Scope(INPUT, before))
     written = case.steps[step.id]
     seen, output, errors = dict(before), {}, {}
     for name, lane in lanes(written).items():
@@ -162,6 +174,17 @@ def _outcome(case: Case, steps: Mapping[str, Any], step: Any, before: dict[str, 
     if completed >= needed(written):
         return StepOutcome(StepStatus.COMPLETED, output, None)
     return StepOutcome(StepStatus.FAILED, output, {"code": codes.BRANCHES_FAILED})
+
+
+def _answer(step: ConditionalStep, scope: Scope) -> StepOutcome:
+    try:
+        holds = compile_expression(step.condition.expression).evaluate(scope)
+    except ReferenceBroken:
+        return StepOutcome(StepStatus.FAILED, None, {"code": codes.REFERENCE_BROKEN})
+    except ExpressionFailed:
+        return StepOutcome(StepStatus.FAILED, None, {"code": codes.CONDITION_FAILED})
+    taken = step.if_true_step if holds else step.if_false_step
+    return StepOutcome(StepStatus.COMPLETED, {"result": holds, "step": taken}, None)
 
 
 def _lane_outcome(
@@ -194,7 +217,7 @@ def _handler(
     steps: Mapping[str, Any], step: Any, written: Mapping[str, Any], outcomes: Mapping[str, StepOutcome]
 ) -> str | None:
     candidates = [step.on_failure]
-    if not isinstance(step, AgentStep):
+    if lanes(written):
         inner = [step_id for lane in lanes(written).values() for step_id in lane if step_id in outcomes]
         candidates += [steps[other].on_failure for other in inner if outcomes[other].status is StepStatus.FAILED]
     return next((handler for handler in candidates if handler is not None), None)
@@ -242,14 +265,16 @@ def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:
     steps: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(names):
         later = names[index + 1 :]
-        branches = choices.pick([0, 2, 3, 4, 5, 5, 1])
-        if branches:
+        branches = choices.pick([0, 2, 3, 4, 5, 5, 1, -1])
+        if branches < 0:
+            steps[name] = _conditional(choices, names[:index], later)
+        elif branches:
             ids = [f"{name}{letter}" for letter in "abcde"[:branches]]
             steps |= {branch: {"agent_name": "x", **_edges(choices, ("on_failure",), later)} for branch in ids}
             steps[name] = _block(choices, ids) | _edges(choices, ("next_step", "on_failure"), later)
         else:
             steps[name] = {"agent_name": "x", **_edges(choices, ("next_step", "on_failure"), later)}
-    steps = _reachable(steps)
+    steps = _certain(_reachable(steps))
     behaviours = {name: choices.pick(possible or _BEHAVIOURS) for name, step in steps.items() if "agent_name" in step}
     for name, behaviour in behaviours.items():
         _complete(choices, steps, name, behaviour)
@@ -333,10 +358,34 @@ def _successors(steps: Mapping[str, Any], node: str) -> set[str]:
     found: set[str] = set()
     new = {node}
     while new:
-        fields = (steps[name].get(key) for name in steps if _node(name) in new for key in ("next_step", "on_failure"))
+        fields = (steps[name].get(key) for name in steps if _node(name) in new for key in _EDGES)
         new = {target for target in fields if target is not None} - found
         found |= new
     return found
+
+
+_EDGES = ("next_step", "on_failure", "if_true_step", "if_false_step")
+
+
+def _conditional(choices: Choices, earlier: Sequence[str], later: Sequence[str]) -> dict[str, Any]:
+    conditions = ["${workflow.input.topic} == 'rain'", "'x' in ${workflow.input.topic}", "${workflow.input.topic} > 1"]
+    conditions += [f"${{{name}.status}} != 'FAILED'" for name in earlier]
+    step = {"type": "conditional", "condition": {"expression": choices.pick(conditions)}}
+    return step | _edges(choices, _EDGES, later)
+
+
+def _certain(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return *steps*, with agents instead of conditionals where one of those is not as a document's should be."""
+    if not validate_workflow({"name": "case", "start_step": "n1", "steps": steps}):
+        return steps
+    plain = {name: dict(step) for name, step in steps.items()}
+    for step in plain.values():
+        if step.get("type") == "conditional":
+            edges = {name: step[name] for name in ("next_step", "on_failure") if name in step}
+            edges.setdefault("next_step", step.get("if_true_step") or step.get("if_false_step"))
+            step.clear()
+            step |= {"agent_name": "x", **{name: target for name, target in edges.items() if target is not None}}
+    return _reachable(plain)
 
 
 def _reachable(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -130,7 +130,7 @@ def every_change_of_status_is_told(world: World) -> None:
         told = world.told[step.step_id]
         assert told[-1] == step.status
         assert sum(status.is_final for status in told) == step.status.is_final
-        if step.status is StepStatus.COMPLETED:
+        if step.status is StepStatus.COMPLETED and (step.agent_name is not None or step.branches is not None):
             assert StepStatus.RUNNING in told
 
 
@@ -232,7 +232,8 @@ def it_ended_as_if_nothing_had_gone_wrong(world: World) -> None:
     if not world.case.is_certain:
         assert run.status.is_final
         return
-    reached = {step.step_id: outcome(step) for step in world.rows.steps.values()}
+    ran = [step for step in world.rows.steps.values() if step.status is not StepStatus.SKIPPED]
+    reached = {step.step_id: outcome(step) for step in ran}
     wanted = {
         step_id: (it.status, as_text(it.output), (it.error or {}).get("code")) for step_id, it in expected.steps.items()
     }
@@ -243,6 +244,20 @@ def it_ended_as_if_nothing_had_gone_wrong(world: World) -> None:
         return
     assert (run.status, as_text(run.output)) == (expected.status, as_text(expected.output))
     assert reached == wanted
+    assert set(world.rows.steps) - {step.step_id for step in ran} == never_taken(world)
+
+
+def never_taken(world: World) -> set[str]:
+    """Return the first steps of the paths that were not taken and that nothing else leads to afterwards."""
+    found = set()
+    for step_id, step in world.rows.steps.items():
+        written = world.case.steps[step_id]
+        if written.get("type") == "conditional" and step.status is StepStatus.COMPLETED:
+            paths = [written.get("if_true_step"), written.get("if_false_step")]
+            found.update(path for path in paths if path is not None and path != step.output["step"])
+    return {step_id for step_id in found if step_id in world.rows.steps} - {
+        step.step_id for step in world.rows.steps.values() if step.status is not StepStatus.SKIPPED
+    }
 
 
 def everything_happens_once_more(world: World) -> None:

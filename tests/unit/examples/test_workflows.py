@@ -16,13 +16,14 @@ from pydantic import TypeAdapter
 from agent_worker import AgentContext, AgentFailed, RetryLater
 from examples.agents import agents
 from examples.make_many_branches import as_text, many_branches
+from schemas.expressions import compile_expression
 from schemas.references import Scope, StepOutcome, compile_template
 from schemas.statuses import StepStatus
 from schemas.validation import parse_workflow, validate_workflow
-from schemas.workflow import AgentStep, ForkJoinStep, ParallelStep
+from schemas.workflow import AgentStep, ConditionalStep, ForkJoinStep, ParallelStep
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-WORKFLOWS = ["parallel_workflow_example", "failure_handling", "many_branches", "retries", "fork_join"]
+WORKFLOWS = ["parallel_workflow_example", "failure_handling", "many_branches", "retries", "fork_join", "conditional"]
 
 
 def load(name: str) -> Any:
@@ -39,11 +40,16 @@ class Rehearsal:
 
     def output(self) -> Any:
         at: str | None = self._workflow.start_step
+        behind: str | None = None
         last = None
         while at is not None:
             last = self.steps[at] = self._carry_out(at)
             step = self._workflow.steps[at]
             at = step.next_step if last.status is StepStatus.COMPLETED else step.on_failure
+            if isinstance(step, ConditionalStep):
+                at, behind = last.output["step"], step.next_step
+            elif at is None:
+                at, behind = behind, None
         assert last is not None
         assert last.status is StepStatus.COMPLETED, last.error
         return last.output
@@ -51,6 +57,10 @@ class Rehearsal:
     def _carry_out(self, step_id: str) -> StepOutcome:
         step = self._workflow.steps[step_id]
         match step:
+            case ConditionalStep():
+                holds = compile_expression(step.condition.expression).evaluate(Scope(self._input, self.steps))
+                taken = step.if_true_step if holds else step.if_false_step
+                return StepOutcome(StepStatus.COMPLETED, {"result": holds, "step": taken}, None)
             case ParallelStep():
                 return self._block({branch: [branch] for branch in step.parallel_steps}, len(step.parallel_steps))
             case ForkJoinStep(fork_join_config=config):

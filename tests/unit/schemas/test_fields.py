@@ -11,6 +11,8 @@ from pydantic.fields import FieldInfo
 
 from schemas.workflow import (
     AgentStep,
+    Condition,
+    ConditionalStep,
     ForkBranch,
     ForkJoinConfig,
     ForkJoinStep,
@@ -24,7 +26,7 @@ README = (Path(__file__).resolve().parents[3] / "schemas/README.md").read_text(e
 FIELDS = README.partition("## Fields")[2].partition("\n## ")[0]
 
 
-STEPS = [AgentStep, ParallelStep, ForkJoinStep]
+STEPS = [AgentStep, ParallelStep, ForkJoinStep, ConditionalStep, Condition]
 
 
 @pytest.mark.parametrize("part", [*STEPS, ForkJoinConfig, ForkBranch, Retry, RetryStrategy])
