@@ -9,15 +9,26 @@ order, and only true and false are conditions. What `and` or `or` does not need 
 that stands where it cannot. An operator in another language's spelling is noted, and read as what was meant.
 """
 
-import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Final, NoReturn, Protocol, assert_never
+from typing import Final, NoReturn
 
-from schemas.display import Place, cut, kind, place_text, quoted, shown
-from schemas.errors import ExpressionFailed, JsonRefused, Problem, TemplateInvalid
+from schemas.display import Place, cut, place_text, quoted
+from schemas.errors import JsonRefused, Problem, TemplateInvalid
+from schemas.expression_tree import (
+    LONGEST_PART,
+    NOTHING,
+    AllOf,
+    AnyOf,
+    Comparison,
+    ListOf,
+    Literal,
+    Node,
+    Not,
+    Operator,
+    truth,
+)
 from schemas.json_text import load_strictly
 from schemas.references import PlacedReference, read_reference
 from schemas.scope import Reference, Scope
@@ -28,8 +39,6 @@ __all__ = ["MAX_LENGTH", "MAX_LEVELS", "Expression", "compile_expression", "read
 MAX_LENGTH: Final = 10_000  # characters
 MAX_LEVELS: Final = 64  # parentheses, lists and `not` within each other
 
-_LONGEST_PART: Final = 300  # in messages
-
 
 @dataclass(frozen=True, slots=True)
 class Expression:
@@ -38,7 +47,7 @@ class Expression:
     references: tuple[PlacedReference, ...]
     problems: tuple[Problem, ...]  # why it cannot be read; none after `compile_expression`
     steps: frozenset[str]  # the ids of the steps that it refers to
-    _node: "_Node"
+    _node: Node
 
     def evaluate(self, scope: Scope) -> bool:
         """Return whether the condition holds.
@@ -50,7 +59,7 @@ class Expression:
         """
         if self.problems:
             raise TemplateInvalid(self.problems)
-        return _truth(self._node, scope)
+        return truth(self._node, scope)
 
 
 def compile_expression(text: str) -> Expression:
@@ -76,7 +85,7 @@ def read_expression(text: str, at: Place = ()) -> Expression:
     """
     if len(text) > MAX_LENGTH:
         message = f"column {MAX_LENGTH + 1}: found {len(text)} characters; an expression has {MAX_LENGTH} at most"
-        return Expression((), (Problem(place_text(at), _MALFORMED, message),), frozenset(), _NOTHING)
+        return Expression((), (Problem(place_text(at), _MALFORMED, message),), frozenset(), NOTHING)
     tokens = _Tokens(text, at)
     node = _Reader(tokens).read()
     references = tuple(PlacedReference(at, reference) for reference in tokens.references)
@@ -85,201 +94,6 @@ def read_expression(text: str, at: Place = ()) -> Expression:
 
 
 _MALFORMED: Final = "malformed_expression"
-
-
-# The tree. A Reference is a node too.
-
-
-class _Node(Protocol):
-    @property
-    def text(self) -> str: ...
-
-    def resolve(self, scope: Scope) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Literal:
-    text: str
-    value: str | int | float | bool | None
-
-    def resolve(self, scope: Scope) -> str | int | float | bool | None:
-        return self.value
-
-
-@dataclass(frozen=True, slots=True)
-class _List:
-    text: str
-    items: tuple[_Node, ...]
-
-    def resolve(self, scope: Scope) -> list[Any]:
-        return [item.resolve(scope) for item in self.items]
-
-
-@dataclass(frozen=True, slots=True)
-class _Any:
-    text: str
-    parts: tuple[_Node, ...]
-
-    def resolve(self, scope: Scope) -> bool:
-        return any(_truth(part, scope) for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _All:
-    text: str
-    parts: tuple[_Node, ...]
-
-    def resolve(self, scope: Scope) -> bool:
-        return all(_truth(part, scope) for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Not:
-    text: str
-    operand: _Node
-
-    def resolve(self, scope: Scope) -> bool:
-        return not _truth(self.operand, scope)
-
-
-class _Operator(StrEnum):
-    EQUAL = "=="
-    UNEQUAL = "!="
-    LESS = "<"
-    GREATER = ">"
-    AT_MOST = "<="
-    AT_LEAST = ">="
-    IN = "in"
-    NOT_IN = "not in"
-    CONTAINS = "contains"
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    text: str
-    left: _Node
-    operator: _Operator
-    right: _Node
-
-    def resolve(self, scope: Scope) -> bool:
-        left, right = self.left.resolve(scope), self.right.resolve(scope)
-        try:
-            return _compare(left, self.operator, right)
-        except _Unfit as error:
-            values = "".join(_value_note(node, value) for node, value in ((self.left, left), (self.right, right)))
-            raise ExpressionFailed(self.text, f"{self.text}: {error}{values}") from None
-
-
-_NOTHING: Final = _Literal("", None)
-
-
-# What operators do
-
-
-class _Unfit(Exception):
-    """Two operands do not fit their operator."""
-
-
-def _truth(node: _Node, scope: Scope) -> bool:
-    value = node.resolve(scope)
-    if isinstance(value, bool):
-        return value
-    part = cut(node.text, _LONGEST_PART)
-    hint = f"write a comparison, such as {part} {_usual_comparison(value)}"
-    raise ExpressionFailed(part, f"{part}: {shown(value)} is neither true nor false; {hint}")
-
-
-def _usual_comparison(value: Any) -> str:
-    match value:
-        case int() | float():
-            return "> 0"
-        case str():
-            return "!= ''"
-        case list() | tuple():
-            return "!= []"
-        case _:
-            return "!= null"
-
-
-def _compare(left: Any, comparison: _Operator, right: Any) -> bool:
-    match comparison:
-        case _Operator.EQUAL:
-            return _equal(left, right)
-        case _Operator.UNEQUAL:
-            return not _equal(left, right)
-        case _Operator.LESS | _Operator.GREATER | _Operator.AT_MOST | _Operator.AT_LEAST:
-            return _in_order(left, comparison, right)
-        case _Operator.IN:
-            return _is_in(left, right)
-        case _Operator.NOT_IN:
-            return not _is_in(left, right)
-        case _Operator.CONTAINS:
-            return _is_in(right, left)
-        case _:
-            assert_never(comparison)
-
-
-def _equal(left: Any, right: Any) -> bool:
-    """Return whether two values are the same JSON; iterative, since outputs that hold outputs may be deep."""
-    waiting = [(left, right)]
-    while waiting:
-        one, other = waiting.pop()
-        match one, other:
-            case (bool(), _) | (_, bool()):  # Python's True equals 1
-                same = one is other
-            case (list() | tuple(), list() | tuple()):
-                same = len(one) == len(other)
-                waiting.extend(zip(one, other, strict=False))
-            case Mapping(), Mapping():
-                same = one.keys() == other.keys()
-                waiting.extend((item, other.get(key)) for key, item in one.items())
-            case _:
-                same = one == other
-        if not same:
-            return False
-    return True
-
-
-_ORDERS: Final[Mapping[_Operator, Callable[[Any, Any], bool]]] = {
-    _Operator.LESS: operator.lt,
-    _Operator.GREATER: operator.gt,
-    _Operator.AT_MOST: operator.le,
-    _Operator.AT_LEAST: operator.ge,
-}
-
-
-def _in_order(left: Any, comparison: _Operator, right: Any) -> bool:
-    both_text = isinstance(left, str) and isinstance(right, str)
-    if not both_text and not (_is_number(left) and _is_number(right)):
-        raise _Unfit(f"{kind(left)} and {kind(right)} cannot be compared")
-    return _ORDERS[comparison](left, right)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_in(item: Any, whole: Any) -> bool:
-    match whole:
-        case list() | tuple():
-            return any(_equal(item, element) for element in whole)
-        case str() if isinstance(item, str):
-            return item in whole
-        case str():
-            raise _Unfit(f"a string holds strings, and never {kind(item)}")
-        case Mapping() if isinstance(item, str):
-            return item in whole
-        case Mapping():
-            raise _Unfit(f"the keys of an object are strings, and never {kind(item)}")
-        case _:
-            raise _Unfit(f"{kind(whole)} holds nothing; only an array, a string or an object does")
-
-
-def _value_note(node: _Node, value: Any) -> str:
-    """Return what a reference led to, where its kind does not say that."""
-    if not isinstance(node, Reference) or not isinstance(value, str | int | float) or isinstance(value, bool):
-        return ""
-    return f"; {cut(node.text, _LONGEST_PART)} is {shown(value)}"
 
 
 # Splitting the text
@@ -301,7 +115,7 @@ _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED: Final = {"\\": "\\", "'": "'", '"': '"', "n": "\n", "t": "\t"}
 _ESCAPES: Final = r"""\\ \' \" \n \t"""
 _LITERALS: Final = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
-_COMPARISONS: Final = tuple(map(str, _Operator))
+_COMPARISONS: Final = tuple(map(str, Operator))
 _BETWEEN: Final = ("or", "and", *_COMPARISONS)  # two values
 _MISSPELLINGS: Final = {
     "or": ("||", "|"),
@@ -322,7 +136,7 @@ class _Token:
     start: int
     end: int
     symbol: str  # what an operator, a bracket or an unknown word says; empty for a value and for the end
-    value: _Node | None = None
+    value: Node | None = None
 
 
 @dataclass(slots=True)
@@ -363,7 +177,7 @@ class _Tokens:
         """Return all problems in the order of the text."""
         return tuple(problem for _, problem in sorted(self._problems, key=lambda placed: placed[0]))
 
-    def _read_reference(self, start: int) -> tuple[_Node, int]:
+    def _read_reference(self, start: int) -> tuple[Node, int]:
         found, end = read_reference(self.text, start, self.at)
         if isinstance(found, Reference):
             self.references.append(found)
@@ -371,26 +185,26 @@ class _Tokens:
         self._problems.append((start, found))
         if not self.text.endswith("}", start, end):
             self._lose(end)
-        return _NOTHING, end
+        return NOTHING, end
 
-    def _read_string(self, found: re.Match[str]) -> _Node:
+    def _read_string(self, found: re.Match[str]) -> Node:
         if found.lastgroup == "unclosed":
             self.note(found.start(), f"found a string that is not closed with {found[0][0]}")
             self._lose(found.end())
-            return _NOTHING
+            return NOTHING
         for escape in _ESCAPE.finditer(self.text, found.start() + 1, found.end() - 1):
             if escape[1] not in _ESCAPED:
                 self.note(escape.start(), f"found a backslash before {quoted(escape[1])}; the escapes are {_ESCAPES}")
-        return _Literal(found[0], _ESCAPE.sub(lambda escape: _ESCAPED.get(escape[1], ""), found[0][1:-1]))
+        return Literal(found[0], _ESCAPE.sub(lambda escape: _ESCAPED.get(escape[1], ""), found[0][1:-1]))
 
-    def _read_number(self, found: re.Match[str]) -> _Node:
+    def _read_number(self, found: re.Match[str]) -> Node:
         try:
-            return _Literal(found[0], load_strictly(found[0].encode()))
+            return Literal(found[0], load_strictly(found[0].encode()))
         except JsonRefused as error:
             large = error.problem.code == "number_too_large"
             why = error.problem.message if large else "a number is written as in JSON: 5, -0.5, 1e9"
             self.note(found.start(), f"found {quoted(found[0])}; {why}")
-            return _NOTHING
+            return NOTHING
 
     def _read_word(self, found: re.Match[str]) -> _Token:
         symbol = " ".join(found[0].split())
@@ -399,7 +213,7 @@ class _Tokens:
             self.note(found.start(), f"found {quoted(symbol)}; write {quoted(meant)}", meant)
             symbol = meant
         if symbol in _LITERALS:
-            return _Token(found.start(), found.end(), "", _Literal(found[0], _LITERALS[symbol]))
+            return _Token(found.start(), found.end(), "", Literal(found[0], _LITERALS[symbol]))
         return _Token(found.start(), found.end(), symbol)
 
     def _lose(self, start: int) -> None:
@@ -421,61 +235,61 @@ class _Reader:
         self._waiting = list(tokens)[::-1]
         self._end = 0  # of the last token that was taken
 
-    def read(self) -> _Node:
+    def read(self) -> Node:
         try:
             node = self._read_any(MAX_LEVELS)
             if len(self._waiting) > 1:
                 self._refuse_operator("the end")
         except _Misplaced:
-            return _NOTHING
+            return NOTHING
         return node
 
-    def _read_any(self, levels: int) -> _Node:
+    def _read_any(self, levels: int) -> Node:
         start = self._next.start
         parts = [self._read_all(levels)]
         while self._take("or"):
             parts.append(self._read_all(levels))
-        return parts[0] if len(parts) == 1 else _Any(self._text_from(start), tuple(parts))
+        return parts[0] if len(parts) == 1 else AnyOf(self._text_from(start), tuple(parts))
 
-    def _read_all(self, levels: int) -> _Node:
+    def _read_all(self, levels: int) -> Node:
         start = self._next.start
         parts = [self._read_not(levels)]
         while self._take("and"):
             parts.append(self._read_not(levels))
-        return parts[0] if len(parts) == 1 else _All(self._text_from(start), tuple(parts))
+        return parts[0] if len(parts) == 1 else AllOf(self._text_from(start), tuple(parts))
 
-    def _read_not(self, levels: int) -> _Node:
+    def _read_not(self, levels: int) -> Node:
         opening = self._take("not")
         if opening is None:
             return self._read_comparison(levels)
         operand = self._read_not(self._below(levels, opening))
-        return _Not(self._text_from(opening.start), operand)
+        return Not(self._text_from(opening.start), operand)
 
-    def _read_comparison(self, levels: int) -> _Node:
+    def _read_comparison(self, levels: int) -> Node:
         start = self._next.start
         left = self._read_value(levels)
         comparison = self._take_comparison()
         if comparison is None:
             return left
         right = self._read_value(levels)
-        node = _Comparison(self._text_from(start), left, comparison, right)
+        node = Comparison(self._text_from(start), left, comparison, right)
         again = self._next
         if self._take_comparison() is not None:
             self._refuse(again, 'comparisons cannot be chained; join two of them with "and"')
         return node
 
-    def _take_comparison(self) -> _Operator | None:
+    def _take_comparison(self) -> Operator | None:
         found = self._next
         if self._take("not"):
             if not self._take("in"):
                 self._refuse(found, 'write "not in" here, or "not" before the whole comparison')
-            return _Operator.NOT_IN
+            return Operator.NOT_IN
         if found.symbol not in _COMPARISONS:
             return None
         self._take(found.symbol)
-        return _Operator(found.symbol)
+        return Operator(found.symbol)
 
-    def _read_value(self, levels: int) -> _Node:
+    def _read_value(self, levels: int) -> Node:
         found = self._next
         if found.value is not None:
             self._take("")
@@ -487,9 +301,9 @@ class _Reader:
         if not self._take("["):
             self._refuse_value()
         items = self._read_items(self._below(levels, found), found)
-        return _List(self._text_from(found.start), items)
+        return ListOf(self._text_from(found.start), items)
 
-    def _read_items(self, levels: int, opening: _Token) -> tuple[_Node, ...]:
+    def _read_items(self, levels: int, opening: _Token) -> tuple[Node, ...]:
         if self._take("]"):
             return ()
         items = [self._read_any(levels)]
@@ -517,7 +331,7 @@ class _Reader:
         return self._waiting.pop()
 
     def _text_from(self, start: int) -> str:
-        return cut(self._tokens.text[start : self._end], _LONGEST_PART)
+        return cut(self._tokens.text[start : self._end], LONGEST_PART)
 
     # What it refuses
 
