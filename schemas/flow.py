@@ -1,6 +1,6 @@
 """The control flow of a workflow document: who leads to whom, and what is wrong with that.
 
-A block and the steps of its branches are one node, because the run enters and leaves them together. Edges are
+A block and all that lies in its branches are one node, because the run enters and leaves them together. Edges are
 `next_step`, `on_failure`, the `on_failure` of the steps of branches, which counts when the block itself names none, and
 the two paths of a conditional step, whose ends lead to where the run goes on behind it (`schemas.paths`).
 
@@ -20,6 +20,7 @@ from schemas.graph import find_loops, first_unreached, reached_from
 from schemas.paths import Crossing, ways
 from schemas.suggestions import NameIndex
 
+MAX_BLOCK_DEPTH: Final = 8  # blocks within blocks
 _EDGES: Final = ("next_step", "on_failure", "if_true_step", "if_false_step")
 _START: Final = "start_step"
 _UNREADABLE: Final = object()
@@ -65,9 +66,17 @@ class Flow:
         lane = self.lane_of.get(step_id)
         return lane.block if lane is not None else None
 
+    def chain(self, step_id: str) -> Iterator[str]:
+        """Yield the step, the block of whose branches it is a step, and so on outwards."""
+        at: str | None = step_id
+        while at is not None:
+            yield at
+            at = self.block_of(at)
+
     def node_of(self, step_id: str) -> str:
-        """Return the block of a step of a branch, or the step itself."""
-        return self.block_of(step_id) or step_id
+        """Return the outermost block that the step lies in, or the step itself."""
+        *_, outermost = self.chain(step_id)
+        return outermost
 
     def successors(self, *, guessed: bool) -> dict[str, list[str]]:
         """Return the graph, with the *guessed* edges or without them."""
@@ -84,6 +93,7 @@ def read_flow(draft: Draft) -> Flow:
     for step_id, step in draft.steps.items():
         for lane in _lanes(flow, step_id, step):
             _read_lane(flow, lane)
+    _find_depths(flow, draft.document.get(_START))
     _read_start(flow, draft.document)
     for step_id, step in draft.steps.items():
         _read_edges(flow, step_id, step)
@@ -142,8 +152,7 @@ def _read_lane(flow: Flow, lane: Lane) -> None:
         if not isinstance(step, str):
             flow.blurred.add(lane.block)
             continue
-        is_list = lane.place[-1] == "steps"
-        place = (*lane.place, index) if is_list else lane.place
+        place = (*lane.place, index) if lane.place[-1] == "steps" else lane.place
         problem = _branch_problem(flow, lane, step, place)
         if problem is None:
             flow.lane_of[step] = lane
@@ -159,18 +168,49 @@ def _branch_problem(flow: Flow, lane: Lane, step: str, place: Place) -> Problem 
     name, there = quoted(step), flow.block_of(step)
     if there == lane.block:
         return Problem(place_text(place), "duplicate_branch", f"{name} is in this block already; a branch runs once")
-    if step == lane.block:
-        return Problem(place_text(place), "nested_block", "a block cannot be its own branch")
     if _is(CONDITIONAL, flow.steps[step]):
-        message = f"{name} is a conditional step; the steps of branches are agent steps"
+        message = f"{name} is a conditional step; branches consist of agent steps and blocks"
         return Problem(place_text(place), "nested_conditional", message)
-    if block_names(flow.steps[step]) is not None:
-        message = f"{name} is a block; blocks within blocks are not supported, so the steps of branches are agent steps"
-        return Problem(place_text(place), "nested_block", message)
     if there is not None:
         message = f"{name} is a branch of block {quoted(there)} already; a step is in one block at most"
         return Problem(place_text(place), "step_in_two_blocks", message)
     return None
+
+
+def _find_depths(flow: Flow, start: object) -> None:
+    """See that no block lies within itself, or too deep; where one does, take it for a block of its own."""
+    blocks = [step_id for step_id, step in flow.steps.items() if block_names(step) is not None]
+    # That of the start first, so that loops close against the order of the run.
+    within: dict[str, list[str]] = {step_id: [] for step_id in sorted(blocks, key=lambda step_id: step_id != start)}
+    for step_id in within:
+        if step_id in flow.lane_of:
+            within[flow.lane_of[step_id].block].append(step_id)
+    for loop in find_loops(within):
+        message = f"a block cannot lie within itself: {loop}"
+        flow.problems.append(Problem(place_text(_place(flow, loop.target)), "nested_block", message))
+        _take_out(flow, loop.target)
+    ahead = [(step_id, 1) for step_id in within if step_id not in flow.lane_of]
+    while ahead:
+        block, depth = ahead.pop()
+        for inner in within[block]:
+            if inner not in flow.lane_of:
+                continue
+            if depth == MAX_BLOCK_DEPTH:
+                message = f"this block lies within {depth} others; blocks nest {MAX_BLOCK_DEPTH} deep at most"
+                flow.problems.append(Problem(place_text(_place(flow, inner)), "nested_too_deep", message))
+            if depth % MAX_BLOCK_DEPTH == 0:
+                _take_out(flow, inner)
+            ahead.append((inner, depth + 1))
+
+
+def _place(flow: Flow, step_id: str) -> Place:
+    lane = flow.lane_of[step_id]
+    return (*lane.place, flow.place_in_lane[step_id]) if lane.place[-1] == "steps" else lane.place
+
+
+def _take_out(flow: Flow, block: str) -> None:
+    lane = flow.lane_of.pop(block)
+    _guess_branch(flow, lane.block, block)
 
 
 def _guess_branch(flow: Flow, block: str, branch: str | None) -> None:

@@ -39,7 +39,7 @@ def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
             problem = _plain_problem(flow, use)
             if problem is not None:
                 problems.append(problem)
-            elif not _is_earlier_in_lane(flow, use):
+            elif _meeting(flow, use) is None:
                 uses.append(use)
     problems.extend(_order_problems(flow, uses))
     return problems
@@ -57,25 +57,42 @@ def _read(step_id: str, step: Mapping[str, Any]) -> Template | Expression | None
 
 def _plain_problem(flow: Flow, use: _Use) -> Problem | None:
     """Return what can be told without looking at the whole graph."""
-    block = flow.block_of(use.user)
     used = quoted(use.used)
     if use.used not in flow.steps:
         return _problem(use, "reference_to_unknown_step", f"there is no step {used}", flow.names.nearest(use.used))
     if use.used == use.user:
         return _problem(use, "reference_to_itself", "a step cannot refer to itself")
-    if use.used == block:
+    if use.used in flow.chain(use.user):
         return _problem(
             use, "reference_to_own_block", f"block {used} is done only after all its branches, this one too"
         )
-    if block is not None and flow.block_of(use.used) == block and not _is_earlier_in_lane(flow, use):
-        if flow.lane_of[use.used] is flow.lane_of[use.user]:
+    where = _meeting(flow, use)
+    if where is not None:
+        one, other = where
+        if one == other:
+            message = (
+                f"{used} runs at the same time, in the same block {quoted(one)}; only steps behind the block can use it"
+            )
+            return _problem(use, "reference_between_siblings", message)
+        if flow.place_in_lane[other] > flow.place_in_lane[one]:
             return _problem(use, "reference_to_later_step", f"{used} comes later in the same branch")
-        return _problem(
-            use,
-            "reference_between_siblings",
-            f"{used} runs at the same time, in the same block {quoted(block)}; only steps behind the block can use it",
-        )
     return _errors_problem(flow, use)
+
+
+def _meeting(flow: Flow, use: _Use) -> tuple[str, str] | None:
+    """Return where the ways outwards from both steps come into one branch, or else into one block; None: they do not.
+
+    In one branch these are the two steps of it that hold the user and the used one; in one block it is that, twice.
+    """
+    around_used = {id(flow.lane_of[step]): step for step in flow.chain(use.used) if step in flow.lane_of}
+    blocks_of_used = set(flow.chain(use.used))
+    for step in flow.chain(use.user):
+        if step in blocks_of_used:
+            return step, step
+        lane = flow.lane_of.get(step)
+        if lane is not None and id(lane) in around_used:
+            return step, around_used[id(lane)]
+    return None
 
 
 def _errors_problem(flow: Flow, use: _Use) -> Problem | None:
@@ -94,13 +111,6 @@ def _errors_problem(flow: Flow, use: _Use) -> Problem | None:
         f"block {quoted(use.used)} has no branch {quoted(str(name))}",
         nearest(str(name), tuple(branches)),
     )
-
-
-def _is_earlier_in_lane(flow: Flow, use: _Use) -> bool:
-    lane = flow.lane_of.get(use.user)
-    if lane is None or flow.lane_of.get(use.used) is not lane:
-        return False
-    return flow.place_in_lane[use.used] < flow.place_in_lane[use.user]
 
 
 def _order_problems(flow: Flow, uses: list[_Use]) -> Iterator[Problem]:

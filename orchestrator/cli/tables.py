@@ -101,8 +101,7 @@ def run_tree(details: RunDetails, waiting: Mapping[str, WaitingFor], *, all_bran
     branches = _by_block(details.steps)
     for step in details.steps:
         if step.parent_step_id is None:
-            node = _add_step(tree, step, waiting)
-            _add_branches(node, branches.get(step.step_id, []), waiting, all_branches=all_branches)
+            _add_step(tree, step, branches, waiting, all_branches=all_branches)
     _console.print(tree)  # not soft_wrap: a tree would be cut off at the margin
 
 
@@ -136,23 +135,35 @@ def _by_block(steps: Sequence[StepView]) -> dict[str, list[StepView]]:
 
 
 def _add_branches(
-    node: Tree, branches: Sequence[StepView], waiting: Mapping[str, WaitingFor], *, all_branches: bool
+    node: Tree,
+    branches: Sequence[StepView],
+    by_block: Mapping[str, Sequence[StepView]],
+    waiting: Mapping[str, WaitingFor],
+    *,
+    all_branches: bool,
 ) -> None:
     shown = branches
     if len(branches) > SHOWN_BRANCHES and not all_branches:
         plain = {StepStatus.COMPLETED, StepStatus.PENDING}
         shown = [branch for branch in branches if branch.status not in plain][:SHOWN_BRANCHES]
     for branch in shown:
-        _add_step(node, branch, waiting)
+        _add_step(node, branch, by_block, waiting, all_branches=all_branches)
     if len(shown) < len(branches):
         node.add(f"[dim]… and {len(branches) - len(shown)} more branches (--all shows them)[/dim]")
 
 
-def _add_step(node: Tree, step: StepView, waiting: Mapping[str, WaitingFor]) -> Tree:
+def _add_step(
+    node: Tree,
+    step: StepView,
+    by_block: Mapping[str, Sequence[StepView]],
+    waiting: Mapping[str, WaitingFor],
+    *,
+    all_branches: bool,
+) -> None:
     line = node.add(_line(step, waiting))
     for earlier in step.earlier_attempts:
         line.add(_earlier_line(earlier))
-    return line
+    _add_branches(line, by_block.get(step.step_id, ()), by_block, waiting, all_branches=all_branches)
 
 
 def _earlier_line(earlier: AttemptView) -> str:

@@ -45,8 +45,7 @@ def new_step(run_id: UUID, plan: AgentPlan, scope: Scope, now: datetime) -> Step
 
 def dispatched(step: StepExecution, now: datetime, new_id: Callable[[], UUID]) -> StepExecution:
     """Return the PENDING row with its next attempt under way: QUEUED, with a task id of its own."""
-    if step.branch_due_at is None and step.branch_timeout_seconds is not None:
-        step = step._replace(branch_due_at=_after(now, step.branch_timeout_seconds))
+    step = begun(step, now)
     return step.advanced(
         Trigger.DISPATCH,
         attempt=step.attempt + 1,
@@ -55,6 +54,13 @@ def dispatched(step: StepExecution, now: datetime, new_id: Callable[[], UUID]) -
         due_at=within_branch(step, _after(now, step.queue_timeout_seconds)),
         ready_at=None,
     )
+
+
+def begun(step: StepExecution, now: datetime) -> StepExecution:
+    """Return the row of a step that starts; with the first one, the time of its branch begins."""
+    if step.branch_due_at is None and step.branch_timeout_seconds is not None:
+        return step._replace(branch_due_at=_after(now, step.branch_timeout_seconds))
+    return step
 
 
 def due_time(step: StepExecution, started: datetime, heard: datetime) -> datetime | None:

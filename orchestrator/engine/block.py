@@ -13,10 +13,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from orchestrator.engine import codes
-from orchestrator.engine.attempt import dispatched, new_step
+from orchestrator.engine.attempt import begun, dispatched, new_step, within_branch
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendTask, SendTicket, Ticket, Verdict
-from orchestrator.engine.inputs import BlockDrained, BlockForked, SlotsFree, StepEnded
-from orchestrator.engine.plan import AgentPlan, BlockPlan
+from orchestrator.engine.inputs import BlockDrained, BlockForked, SlotsFree, StepEnded, StepReached
+from orchestrator.engine.plan import BlockPlan, BranchStep
 from orchestrator.engine.records import Branches, StepExecution
 from orchestrator.engine.state import FailedBranch, RunState, Wanted
 from orchestrator.engine.transitions import Trigger
@@ -28,17 +28,32 @@ DESCRIBED_FAILURES: Final = 20
 
 
 def new_block(run_id: UUID, plan: BlockPlan, now: datetime) -> StepExecution:
-    """Return the new row of a block. Its counters hold from the moment when all its branches have rows."""
+    """Return the new row of a block: PENDING. Its counters hold from the moment when all its branches have rows."""
     total = len(plan.branches)
     return StepExecution(
         run_id=run_id,
         step_id=plan.id,
-        status=StepStatus.RUNNING,
+        status=StepStatus.PENDING,
+        position=plan.position,
+        ordinal=plan.ordinal,
+        parent_step_id=plan.block_id,
+        branch_name=plan.branch_name,
+        branch_timeout_seconds=plan.branch_timeout,
         join_policy=plan.join_policy,
         branches=Branches(total, open=total, failed=0, dispatched=0, passed=0, max_parallelism=plan.max_parallelism),
         created_at=now,
-        started_at=now,
     )
+
+
+def entered(state: RunState, event: StepReached, plan: BlockPlan, now: datetime) -> Decision:
+    """Fork a block. One that is the first step of a branch behind a gate has a row already."""
+    row = state.steps.get(plan.id) or new_block(event.run_id, plan, now)
+    before = state.steps[event.after] if event.after is not None else None
+    if before is not None:
+        row = row._replace(branch_due_at=before.branch_due_at)
+    row = begun(row, now)
+    running = row.advanced(Trigger.START, started_at=now, due_at=within_branch(row, None))
+    return Decision(Verdict.APPLIED, steps=(running,), fork=plan)
 
 
 def fork(
@@ -47,11 +62,17 @@ def fork(
     """Yield the new row of each branch's first step with the message that it causes, in definition order.
 
     Lazy, so that a block of any size passes through memory in the caller's batches. A branch whose input cannot be
-    made is FAILED and causes no message; the others go ahead.
+    made is FAILED and causes no message; the others go ahead. A block that comes first in its branch gets its row when
+    it is entered, unless it waits at the gate.
     """
     assert state.run is not None
     scope = state.scope(plan.referenced_steps)
     for branch in plan.branches:
+        if isinstance(branch, BlockPlan):
+            if plan.is_gated:
+                waiting = new_block(state.run.id, branch, now)
+                yield waiting, SendTicket(waiting)
+            continue
         step = new_step(state.run.id, branch, scope, now)
         if step.status is StepStatus.FAILED:
             yield step, None
@@ -62,18 +83,23 @@ def fork(
             yield queued, SendTask(queued)
 
 
-def forked(state: RunState, event: BlockForked) -> Decision | Wanted:
-    """Count the branches that failed at once; when all did, the block is drained already."""
+def forked(state: RunState, event: BlockForked, now: datetime) -> Decision | Wanted:
+    """Count the branches that failed at once, which may end the block; enter the blocks that come first in others."""
     missing = state.missing(Wanted(plan=True))
     if missing:
         return missing
     block, plan = _known(state, event.block_id), _plan(state, event.block_id)
     counters = _counters(block)._replace(open=_counters(block).open - event.failed, failed=event.failed)
-    drained = (BlockDrained(event.run_id, event.block_id),) if _is_over(plan, counters) else ()
-    return Decision(Verdict.APPLIED, steps=(block._replace(branches=counters),), then=drained)
+    counted = block._replace(branches=counters)
+    inner = [] if plan.is_gated else [branch for branch in plan.branches if isinstance(branch, BlockPlan)]
+    if not _is_over(plan, counters):
+        then = tuple(StepReached(event.run_id, branch.id) for branch in inner)
+        return Decision(Verdict.APPLIED, steps=(counted,), then=then)
+    unreached = (new_block(event.run_id, branch, now).advanced(Trigger.CANCEL, finished_at=now) for branch in inner)
+    return Decision(Verdict.APPLIED, steps=(counted, *unreached), then=(BlockDrained(event.run_id, event.block_id),))
 
 
-def branch_ended(state: RunState, branch: AgentPlan, *ended: StepExecution, before: StepExecution) -> Decision:
+def branch_ended(state: RunState, branch: BranchStep, *ended: StepExecution, before: StepExecution) -> Decision:
     """Count a branch that is over.
 
     Args:
@@ -102,7 +128,7 @@ def branch_ended(state: RunState, branch: AgentPlan, *ended: StepExecution, befo
     )
 
 
-def ticket(plan: BlockPlan, branch: AgentPlan) -> Ticket:
+def ticket(plan: BlockPlan, branch: BranchStep) -> Ticket:
     """Return what stands at the gate for the branch of which *branch* is a step."""
     return Ticket(plan.id, plan.branches[branch.position].id)
 
@@ -117,7 +143,7 @@ def drained(state: RunState, event: BlockDrained, now: datetime) -> Decision | W
         return missing
     block, plan = _known(state, event.block_id), _plan(state, event.block_id)
     counters = _counters(block)
-    settled = block._replace(branches=counters._replace(open=0, dispatched=0, ready=0))
+    settled = block._replace(branches=counters._replace(open=0, dispatched=0, ready=0), due_at=None)
     if _completed(counters) >= plan.needed:
         ended = settled.advanced(Trigger.COMPLETE, finished_at=now)
     else:
@@ -134,6 +160,19 @@ def drained(state: RunState, event: BlockDrained, now: datetime) -> Decision | W
         cancels_branches_of=block.step_id if is_cut_short else None,
         sends=(SendCancellation(block.run_id, block.step_id),) if is_cut_short else (),
         then=(StepEnded(block.run_id, block.step_id),),
+    )
+
+
+def block_overdue(plan: BlockPlan, failed: StepExecution) -> Decision:
+    """End a block whose own branch has no time left, with all that is open in it."""
+    settled = failed._replace(branches=_counters(failed)._replace(open=0, dispatched=0, ready=0))
+    return Decision(
+        Verdict.APPLIED,
+        steps=(settled,),
+        join=plan,
+        cancels_branches_of=plan.id,
+        sends=(SendCancellation(failed.run_id, plan.id),),
+        then=(StepEnded(failed.run_id, plan.id),),
     )
 
 

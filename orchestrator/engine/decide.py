@@ -77,7 +77,7 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
         case StepReached():
             return lifecycle.step_reached(state, event, moment.now, moment.new_id)
         case BlockForked():
-            return block.forked(state, event)
+            return block.forked(state, event, moment.now)
         case BlockDrained():
             return block.drained(state, event, moment.now)
         case StepEnded():

@@ -29,10 +29,11 @@ from uuid import UUID
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched
 from orchestrator.engine.decision import Decision, SendTask, Verdict
-from orchestrator.engine.inputs import BranchArrived, SlotsFree
+from orchestrator.engine.inputs import BranchArrived, SlotsFree, StepReached
 from orchestrator.engine.plan import branch_from
 from orchestrator.engine.records import Branches, StepExecution
 from orchestrator.engine.state import RunState, Wanted
+from schemas.statuses import StepStatus
 
 
 def branch_arrived(state: RunState, event: BranchArrived) -> Decision | Wanted:
@@ -72,7 +73,9 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     if missing:
         return missing
     block = state.steps[event.block_id]
-    if block is None or block.branches is None or block.status.is_final or block.branches.free_slots <= 0:
+    if block is None or block.status is not StepStatus.RUNNING or block.branches is None:
+        return Decision(Verdict.STALE, codes.NO_FREE_SLOT)
+    if block.branches.free_slots <= 0:
         return Decision(Verdict.STALE, codes.NO_FREE_SLOT)
     counters = block.branches
     ready = min(counters.free_slots, counters.ready)
@@ -87,14 +90,19 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
         return missing
     again = state.ready_again(block.step_id, ready) or ()
     first_time = state.next_in_line(block.step_id, counters.passed, next_ones) or () if next_ones else ()
-    sent = tuple(dispatched(step, now, new_id) for step in (*again, *first_time))
+    through = (*again, *first_time)
+    sent = tuple(dispatched(step, now, new_id) for step in through if step.branches is None)
+    inner = tuple(StepReached(event.run_id, step.step_id) for step in through if step.branches is not None)
     taken = counters._replace(
-        dispatched=counters.dispatched + len(sent),
+        dispatched=counters.dispatched + len(through),
         ready=counters.ready - len(again),
         passed=_passed(counters, first_time, next_ones),
     )
     return Decision(
-        Verdict.APPLIED, steps=(block._replace(branches=taken), *sent), sends=tuple(SendTask(step) for step in sent)
+        Verdict.APPLIED,
+        steps=(block._replace(branches=taken), *sent),
+        sends=tuple(SendTask(step) for step in sent),
+        then=inner,
     )
 
 

@@ -8,11 +8,11 @@ from uuid import UUID
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched, new_step
-from orchestrator.engine.block import branch_ended, new_block
+from orchestrator.engine.block import branch_ended, entered
 from orchestrator.engine.conditional import chosen
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, RunRequested, StepEnded, StepReached
-from orchestrator.engine.plan import AgentPlan, BlockPlan, ConditionalPlan, StepPlan
+from orchestrator.engine.plan import AgentPlan, BlockPlan, BranchStep, ConditionalPlan, StepPlan
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_run_status
@@ -78,7 +78,11 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
         return missing
     match plan:
         case BlockPlan():
-            return Decision(Verdict.APPLIED, steps=(new_block(event.run_id, plan, now),), fork=plan)
+            if plan.block_id is not None:
+                missing = state.missing(Wanted(steps=frozenset({plan.id})))
+                if missing:
+                    return missing
+            return entered(state, event, plan, now)
         case ConditionalPlan():
             return chosen(state, event.run_id, plan, now)
         case AgentPlan():
@@ -93,7 +97,7 @@ def step_ended(state: RunState, event: StepEnded, now: datetime) -> Decision | W
     assert state.plan is not None
     step, plan = state.steps[event.step_id], state.plan.steps[event.step_id]
     assert step is not None, "a step that ended is known"
-    if isinstance(plan, AgentPlan) and plan.block_id is not None:
+    if not isinstance(plan, ConditionalPlan) and plan.block_id is not None:
         return _branch_goes_on(state, event, plan, step)
     if step.status is StepStatus.COMPLETED:
         following = plan.next_step
@@ -102,11 +106,14 @@ def step_ended(state: RunState, event: StepEnded, now: datetime) -> Decision | W
     return _go_on(event, handler) if handler is not None else _fail_run(state, step, now)
 
 
-def _branch_goes_on(state: RunState, event: StepEnded, plan: AgentPlan, step: StepExecution) -> Decision:
-    if step.status is not StepStatus.COMPLETED:  # its input could not be made
-        return branch_ended(state, plan, before=step)
-    assert plan.next_step is not None, "the end of the last step is counted where it is reported"
-    return Decision(Verdict.APPLIED, then=(StepReached(event.run_id, plan.next_step, after=step.step_id),))
+def _branch_goes_on(state: RunState, event: StepEnded, plan: BranchStep, step: StepExecution) -> Decision | Wanted:
+    if step.status is StepStatus.COMPLETED and plan.next_step is not None:
+        return Decision(Verdict.APPLIED, then=(StepReached(event.run_id, plan.next_step, after=step.step_id),))
+    assert plan.block_id is not None, "it is a step of a branch"
+    missing = state.missing(Wanted(steps=frozenset({plan.block_id})))
+    if missing:
+        return missing
+    return branch_ended(state, plan, before=step)
 
 
 def _stopped(run: Run) -> Decision:

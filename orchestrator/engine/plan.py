@@ -21,6 +21,7 @@ from schemas.workflow import (
     ParallelStep,
     Retry,
     RetryStrategy,
+    Step,
     Workflow,
 )
 
@@ -94,15 +95,23 @@ class AgentPlan:
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """One step that forks: the first steps of its branches, in definition order, and how they are joined."""
+    """One step that forks: the first steps of its branches, in definition order, and how they are joined.
+
+    In a branch of another block, `block_id` names that, and the rest of its place is as an agent step's.
+    """
 
     id: str
-    branches: tuple[AgentPlan, ...]
+    branches: "tuple[AgentPlan | BlockPlan, ...]"
     max_parallelism: int | None
     join_policy: JoinPolicy
     needed: int  # so many branches must complete
     cancels_the_rest: bool  # when what they come to is decided
     shows_failed: bool  # as null in its output
+    block_id: str | None
+    branch_name: str | None
+    branch_timeout: float | None
+    position: int
+    ordinal: int
     next_step: str | None
     on_failure: str | None
 
@@ -114,12 +123,12 @@ class BlockPlan:
     @property
     def referenced_steps(self) -> frozenset[str]:
         """The steps that the first step of any branch reads from."""
-        return frozenset().union(*(branch.template.steps for branch in self.branches))
+        return frozenset().union(*(branch.template.steps for branch in self.branches if isinstance(branch, AgentPlan)))
 
     @property
     def referenced_blocks(self) -> frozenset[str]:
         """Those of them whose branches' errors they read."""
-        return frozenset().union(*(branch.template.blocks for branch in self.branches))
+        return frozenset().union(*(branch.template.blocks for branch in self.branches if isinstance(branch, AgentPlan)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,8 @@ class ConditionalPlan:
         return frozenset(one.step for one in references if one.part is Part.ERRORS and one.step is not None)
 
 
+# What branches consist of.
+BranchStep = AgentPlan | BlockPlan
 StepPlan = AgentPlan | BlockPlan | ConditionalPlan
 
 
@@ -168,21 +179,17 @@ def compile_plan(workflow: Workflow) -> Plan:
         if isinstance(step, ParallelStep | ForkJoinStep)
         for step_id, place in _places(step)
     }
-    agents = {
-        step.id: _agent_plan(step, places.get(step.id))
-        for step in workflow.steps.values()
-        if isinstance(step, AgentStep)
-    }
     steps: dict[str, StepPlan] = {}
-    for step in workflow.steps.values():
+    for step in _inner_first(workflow, places):
+        place = places.get(step.id)
         match step:
             case AgentStep():
-                steps[step.id] = agents[step.id]
+                steps[step.id] = _agent_plan(step, place)
             case ParallelStep():
-                steps[step.id] = _block_plan(step, step, step.parallel_steps, agents)
+                steps[step.id] = _block_plan(step, step, step.parallel_steps, steps, place)
             case ForkJoinStep(fork_join_config=config):
                 firsts = [branch.steps[0] for branch in config.branches.values()]
-                steps[step.id] = _block_plan(step, config, firsts, agents)
+                steps[step.id] = _block_plan(step, config, firsts, steps, place)
             case ConditionalStep():
                 steps[step.id] = _conditional_plan(step)
             case _:
@@ -232,7 +239,7 @@ def _with_skipped(led: Mapping[str, StepPlan], steps: Mapping[str, StepPlan]) ->
 
 
 def _block_of(step: StepPlan) -> str | None:
-    return step.block_id if isinstance(step, AgentPlan) else None
+    return step.block_id if not isinstance(step, ConditionalPlan) else None
 
 
 def _crossing(step: StepPlan, steps: Mapping[str, StepPlan]) -> Crossing:
@@ -253,12 +260,32 @@ def _handlers(step: StepPlan, steps: Mapping[str, StepPlan]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(handler for handler in handlers if handler is not None))
 
 
-def branch_from(steps: Mapping[str, StepPlan], step_id: str) -> Iterator[AgentPlan]:
+def blocks_around(steps: Mapping[str, StepPlan], step_id: str) -> Iterator[str]:
+    """Yield the block of whose branches it is a step, the block around that, and so on."""
+    block_id = _block_of(steps[step_id])
+    while block_id is not None:
+        yield block_id
+        block_id = _block_of(steps[block_id])
+
+
+def _inner_first(workflow: Workflow, places: "Mapping[str, _Place]") -> list[Step]:
+    """Return the steps, those of branches before their blocks."""
+
+    def depth(step: Step) -> int:
+        place, found = places.get(step.id), 0
+        while place is not None:
+            place, found = places.get(place.rules.block_id), found + 1
+        return found
+
+    return sorted(workflow.steps.values(), key=depth, reverse=True)
+
+
+def branch_from(steps: Mapping[str, StepPlan], step_id: str) -> Iterator[BranchStep]:
     """Yield the steps of a branch from *step_id* on."""
     following: str | None = step_id
     while following is not None:
         step = steps[following]
-        assert isinstance(step, AgentPlan), "the steps of branches are agent steps"
+        assert not isinstance(step, ConditionalPlan), "branches consist of agent steps and blocks"
         yield step
         following = step.next_step
 
@@ -361,18 +388,25 @@ def _block_plan(
     step: ParallelStep | ForkJoinStep,
     join: ParallelStep | ForkJoinConfig,
     firsts: Sequence[str],
-    agents: Mapping[str, AgentPlan],
+    known: Mapping[str, StepPlan],
+    place: _Place | None,
 ) -> BlockPlan:
+    branches = [known[step_id] for step_id in firsts]
     return BlockPlan(
         id=step.id,
-        branches=tuple(agents[step_id] for step_id in firsts),
+        branches=tuple(branch for branch in branches if not isinstance(branch, ConditionalPlan)),
         max_parallelism=join.max_parallelism,
         join_policy=join.join_policy,
         needed=_needed(join.join_policy, join.n_required, len(firsts)),
         cancels_the_rest=join.on_decided is OnDecided.CANCEL,
         shows_failed=isinstance(step, ForkJoinStep),
-        next_step=step.next_step,
+        next_step=place.following if place is not None else step.next_step,
         on_failure=step.on_failure,
+        block_id=place.rules.block_id if place is not None else None,
+        branch_name=place.branch_name if place is not None else None,
+        branch_timeout=place.branch_timeout if place is not None else None,
+        position=place.position if place is not None else 0,
+        ordinal=place.ordinal if place is not None else 0,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Final, assert_never
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import due_time, is_branch_overdue
-from orchestrator.engine.block import branch_ended, ticket
+from orchestrator.engine.block import block_overdue, branch_ended, ticket
 from orchestrator.engine.decision import Decision, Ticket, Verdict
 from orchestrator.engine.inputs import AttemptOverdue, RetryDue, SlotsFree, StepEnded, TaskUndeliverable
 from orchestrator.engine.moment import Moment
@@ -57,10 +57,12 @@ def retry_due(state: RunState, event: RetryDue, moment: Moment) -> Decision | Wa
     if missing:
         return missing
     step = state.steps[event.step_id]
-    if step is None or step.status is not StepStatus.PENDING or step.due_at is None or step.due_at > moment.now:
+    if step is None or step.status.is_final or step.due_at is None or step.due_at > moment.now:
         return Decision(Verdict.STALE, codes.NOT_WAITING)
     if is_branch_overdue(step, moment.now):
         return _branch_overdue(state, step, moment)
+    if step.status is not StepStatus.PENDING:
+        return Decision(Verdict.STALE, codes.NOT_WAITING)
     return start_next(state, step, moment)
 
 
@@ -72,6 +74,10 @@ def _branch_overdue(state: RunState, step: StepExecution, moment: Moment) -> Dec
     message = f'branch "{step.branch_name}" took longer than its timeout of {step.branch_timeout_seconds:g} s'
     error = ErrorInfo(code=codes.BRANCH_TIMEOUT, message=message)
     failed = step.advanced(Trigger.FAIL, error=error, finished_at=moment.now, due_at=None, ready_at=None)
+    assert state.plan is not None
+    plan = state.plan.steps[step.step_id]
+    if isinstance(plan, BlockPlan):
+        return block_overdue(plan, failed)
     return _ended(state, step, failed)
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from orchestrator.engine.plan import Plan
+from orchestrator.engine.plan import Plan, blocks_around
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.transitions import Trigger
 from schemas.messages import ErrorInfo
@@ -160,7 +160,11 @@ class RunState:
         self.ready[block_id] = (asked, tuple(steps))
 
     def cancel_open_steps(self, now: datetime, *, of_block: str | None = None) -> None:
-        """Remember that every row that was not final is CANCELLED now, or of a block those of its branches."""
+        """Remember that every row that was not final is CANCELLED now, or of a block those in its branches."""
         for step in list(self.steps.values()):
-            if step is not None and not step.status.is_final and of_block in {None, step.parent_step_id}:
+            if step is not None and not step.status.is_final and (of_block is None or self._lies_in(of_block, step)):
                 self.put_step(step.advanced(Trigger.CANCEL, finished_at=now, due_at=None, ready_at=None))
+
+    def _lies_in(self, block_id: str, step: StepExecution) -> bool:
+        assert self.plan is not None, "whoever cancels branches knows the plan"
+        return block_id in blocks_around(self.plan.steps, step.step_id)

@@ -1,13 +1,14 @@
 """Every status change, in one table.
 
 A step execution is born PENDING (a branch that waits at its gate), QUEUED (its task goes out at once), RUNNING (a
-block, which runs as soon as its branches exist) or FAILED (its input could not be made). From there only the changes
-below exist; what is not in the table does not happen, and the decisions turn such an input into a verdict instead.
+block, which runs as soon as its branches exist), COMPLETED (a conditional, which is over when it is reached), SKIPPED
+or FAILED (its input could not be made). From there only the changes below exist; what is not in the table does not
+happen, and the decisions turn such an input into a verdict instead.
 
-START is allowed on a RUNNING step because a task may be delivered again after its worker died: the second worker
-reports that it started, and the row shows who works on it now. COMPLETE, FAIL and RETRY are allowed on a QUEUED
-step because a worker need not report the start of a short attempt. RETRY leads back to PENDING, where the step waits
-for its next attempt, which DISPATCH starts.
+START on a PENDING step enters a block that waited at a gate. It is allowed on a RUNNING step because a task may be
+delivered again after its worker died: the second worker reports that it started, and the row shows who works on it
+now. COMPLETE, FAIL and RETRY are allowed on a QUEUED step because a worker need not report the start of a short
+attempt. RETRY leads back to PENDING, where the step waits for its next attempt, which DISPATCH starts.
 
 A final status has no way out. That is promise O7, and the reason why late and repeated messages are harmless.
 """
@@ -31,6 +32,7 @@ class Trigger(StrEnum):
 
 STEP_TRANSITIONS: Final = {
     (StepStatus.PENDING, Trigger.DISPATCH): StepStatus.QUEUED,
+    (StepStatus.PENDING, Trigger.START): StepStatus.RUNNING,
     (StepStatus.PENDING, Trigger.FAIL): StepStatus.FAILED,
     (StepStatus.PENDING, Trigger.CANCEL): StepStatus.CANCELLED,
     (StepStatus.QUEUED, Trigger.START): StepStatus.RUNNING,

@@ -14,7 +14,7 @@ from messaging.crash_points import reach
 from orchestrator.engine import codes
 from orchestrator.engine.block import fork
 from orchestrator.engine.decide import apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, EndedAttempt, SendTask, Verdict
+from orchestrator.engine.decision import Decision, EndedAttempt, SendCancellation, SendTask, Verdict
 from orchestrator.engine.events import StatusChange, run_change, step_changes
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested, TaskMissing, TaskReported
 from orchestrator.engine.moment import Moment
@@ -210,8 +210,10 @@ class Batch:
         return BlockForked(run_id, plan.id, failed)
 
     async def _cancel_open_steps(self, run_id: UUID, block_id: str | None) -> None:
-        now = self._moment.now
+        now, plan = self._moment.now, self._states[run_id].plan
         for step in await self._uow.cancel_open_steps(run_id, block_id, now):
+            if block_id is not None and plan is not None and isinstance(plan.steps[step.step_id], BlockPlan):
+                self._uow.send(outbox_row(run_id, SendCancellation(run_id, step.step_id), self._new_id))
             self._events[run_id].append(
                 StatusChange(
                     step.step_id,

@@ -40,6 +40,7 @@ class Join(NamedTuple):
     run_id: UUID
     block_id: str
     shows_failed: bool  # as null
+    around: str | None = None  # the block in one of whose branches it is
 
 
 @dataclass(slots=True)

@@ -97,7 +97,7 @@ class UnitOfWork:
 
     def join(self, run_id: UUID, block: BlockPlan) -> None:
         """Store the outputs of the block's completed branches, in definition order, as the block's output."""
-        self._changes.joins.append(Join(run_id, block.id, block.shows_failed))
+        self._changes.joins.append(Join(run_id, block.id, block.shows_failed, block.block_id))
 
     def open_gate(self, run_id: UUID, block_id: str, max_parallelism: int) -> GateRow:
         """Create a limited block's gate; this replica holds it first."""

@@ -1,6 +1,6 @@
 """What a transaction writes: set-based statements that take whole columns, one for each kind of change."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -13,7 +13,7 @@ from uuid import UUID
 from orchestrator.engine.decision import EndedAttempt
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
-from orchestrator.storage.changes import Changes, OutboxRow
+from orchestrator.storage.changes import Changes, Join, OutboxRow
 from orchestrator.storage.database import Connection
 from schemas.codec import dump_json
 from schemas.statuses import RunStatus, StepStatus
@@ -161,10 +161,17 @@ _JOIN_BLOCKS: Final = """
     WHERE block.run_id = k.run_id AND block.step_id = k.block_id
 """
 _CANCEL_OPEN_STEPS: Final = """
+    WITH RECURSIVE blocks AS (
+        SELECT $3::text AS block_id
+        UNION ALL
+        SELECT s.step_id FROM blocks JOIN step_executions AS s ON s.run_id = $1 AND s.parent_step_id = blocks.block_id
+        WHERE s.branches_total IS NOT NULL
+    )
     UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL,
         branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0,  -- null where it is no block
         branches_ready = branches_ready * 0
-    WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING') AND ($3::text IS NULL OR parent_step_id = $3)
+    WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
+        AND ($3 IS NULL OR parent_step_id IN (SELECT block_id FROM blocks))
     RETURNING step_id, parent_step_id, branch_name, attempt
 """
 
@@ -182,10 +189,24 @@ async def write(connection: Connection, changes: Changes) -> None:
     before, after = _before_joins(changes), _after_joins(changes)
     if changes.joins:
         await _execute(connection, before)
-        await connection.execute(_JOIN_BLOCKS, *_transposed(changes.joins))
+        for joins in _inner_first(changes.joins):
+            await connection.execute(_JOIN_BLOCKS, *_transposed(join[:3] for join in joins))
         await _execute(connection, after)
     else:
         await _execute(connection, {**before, **after})
+
+
+def _inner_first(joins: Sequence[Join]) -> Iterator[Sequence[Join]]:
+    """Yield joins that one statement can make: none needs what another one of them puts together."""
+    together: list[Join] = []
+    needed: set[tuple[UUID, str | None]] = set()
+    for join in joins:  # an inner block ends before the one around it
+        if (join.run_id, join.block_id) in needed:
+            yield together
+            together, needed = [], set()
+        together.append(join)
+        needed.add((join.run_id, join.around))
+    yield together
 
 
 def _before_joins(changes: Changes) -> dict[_Kind, Arguments]:

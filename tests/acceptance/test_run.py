@@ -24,6 +24,7 @@ INPUTS = {
     "retries": [],
     "fork_join": [],
     "conditional": [],
+    "nested_blocks": [],
 }
 
 

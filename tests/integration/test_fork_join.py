@@ -159,6 +159,67 @@ async def test_a_branch_that_takes_too_long_fails_and_the_others_go_on(system: S
     assert result.output["input"]["errors"]["slow"]["code"] == "branch_timeout"
 
 
+@pytest.mark.parametrize("limit", [None, 1])
+async def test_blocks_lie_within_blocks_each_with_its_own_gate(system: System, limit: int | None) -> None:
+    limited = {"max_parallelism": limit} if limit is not None else {}
+    inner = {"type": "parallel", "parallel_steps": ["x", "y", "w"], "max_parallelism": 2}
+    steps = {
+        "fork": {
+            "type": "fork_join",
+            "fork_join_config": {
+                "branches": {"left": {"steps": ["inner", "z"]}, "middle": {"steps": ["b"]}, "right": {"steps": ["c"]}},
+                **limited,
+            },
+        },
+        "inner": inner,
+        "x": agent("says"),
+        "y": agent("says"),
+        "w": agent("says"),
+        "z": agent("says", input_mapping={"inner": "${inner.output.x.step}"}),
+        "b": agent("says"),
+        "c": {"type": "parallel", "parallel_steps": ["d"]},
+        "d": agent("says"),
+    }
+    await system.start_replica()
+    await system.start_replica()
+    await system.start_worker(says)
+    result = await system.run(workflow(steps))
+    assert result.status is ResultStatus.COMPLETED, result.error
+    assert list(result.output) == ["left", "middle", "right"]
+    assert result.output["left"]["input"] == {"inner": "x"}
+    assert result.output["right"]["d"]["step"] == "d"
+    await system.quiet()
+
+
+async def test_cutting_a_block_short_reaches_the_blocks_within(system: System, eventually: Eventually) -> None:
+    hanging = Hanging()
+    steps = {
+        "fork": {
+            "type": "fork_join",
+            "fork_join_config": {
+                "branches": {"slow": {"steps": ["inner"]}, "quick": {"steps": ["b"]}},
+                "join_policy": "any",
+                "on_decided": "cancel",
+            },
+        },
+        "inner": {"type": "parallel", "parallel_steps": ["x", "y"], "max_parallelism": 1},
+        "x": agent("hangs"),
+        "y": agent("hangs"),
+        "b": agent("says"),
+    }
+    await system.start_replica()
+    await system.start_worker(says, hanging.named())
+    result = await system.run(workflow(steps))
+    assert result.status is ResultStatus.COMPLETED, result.error
+    assert result.run_id is not None
+    rows = await system.steps(result.run_id)
+    assert {step: rows[step]["status"] for step in ("inner", "x", "y", "b")} == {
+        "inner": "CANCELLED", "x": "CANCELLED", "y": "CANCELLED", "b": "COMPLETED",
+    }  # fmt: skip
+    await eventually(lambda: hanging.cancelled == hanging.begun)
+    await system.quiet()
+
+
 @pytest.mark.parametrize(("topic", "way"), [("rain", "wet"), ("sun", "dry")])
 async def test_a_conditional_leads_one_way_and_both_meet_behind_it(system: System, topic: str, way: str) -> None:
     await system.start_replica()

@@ -167,7 +167,7 @@ def _outcome(case: Case, steps: Mapping[str, Any], step: Any, before: dict[str, 
     for name, lane in lanes(written).items():
         last = _lane_outcome(case, steps, lane, seen, before)
         if last.status is StepStatus.COMPLETED or "fork_join_config" in written:
-            output[name] = last.output
+            output[name] = last.output if last.status is StepStatus.COMPLETED else None
         if last.error is not None:
             errors[name] = last.error
     completed = len(lanes(written)) - len(errors)
@@ -191,14 +191,15 @@ def _lane_outcome(
     case: Case,
     steps: Mapping[str, Any],
     lane: Sequence[str],
-    seen: Mapping[str, StepOutcome],
+    before: Mapping[str, StepOutcome],
     ran: dict[str, StepOutcome],
 ) -> StepOutcome:
-    seen = dict(seen)
+    seen = dict(before)
     for step_id in lane:
-        ran[step_id] = seen[step_id] = last = _agent_outcome(case, steps[step_id], Scope(INPUT, seen))
+        seen[step_id] = last = _outcome(case, steps, steps[step_id], seen)
         if last.status is not StepStatus.COMPLETED:
             break
+    ran.update({step_id: outcome for step_id, outcome in seen.items() if step_id not in before})
     return last
 
 
@@ -271,6 +272,10 @@ def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:
         elif branches:
             ids = [f"{name}{letter}" for letter in "abcde"[:branches]]
             steps |= {branch: {"agent_name": "x", **_edges(choices, ("on_failure",), later)} for branch in ids}
+            if branches >= 4 and choices.pick([False, True]):
+                inner = f"{name}x"
+                steps[inner] = _block(choices, ids[-2:])
+                ids = [*ids[:-3], inner, ids[-3]]
             steps[name] = _block(choices, ids) | _edges(choices, ("next_step", "on_failure"), later)
         else:
             steps[name] = {"agent_name": "x", **_edges(choices, ("next_step", "on_failure"), later)}
@@ -350,7 +355,7 @@ def _complete(choices: Choices, steps: Mapping[str, Any], name: str, behaviour: 
 
 
 def _node(name: str) -> str:
-    return name.rstrip("abcde")
+    return name.rstrip("abcdex")
 
 
 def _successors(steps: Mapping[str, Any], node: str) -> set[str]:

@@ -135,9 +135,9 @@ def every_change_of_status_is_told(world: World) -> None:
 
 
 def open_blocks(world: World) -> list[StepExecution]:
-    """Return the blocks; the counters of a cancelled one are left as they were."""
+    """Return the blocks that were entered; the counters of a cancelled one are left as they were."""
     blocks = (step for step in world.rows.steps.values() if step.branches is not None)
-    return [block for block in blocks if block.status is not StepStatus.CANCELLED]
+    return [block for block in blocks if block.status not in {StepStatus.CANCELLED, StepStatus.PENDING}]
 
 
 CHECKS: Sequence[Callable[[World], None]] = (

@@ -17,7 +17,7 @@ from orchestrator.engine.decision import Decision, EndedAttempt, Send, Verdict
 from orchestrator.engine.events import step_changes
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import BlockPlan, Plan
+from orchestrator.engine.plan import BlockPlan, Plan, blocks_around
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
 from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, Wanted
 from orchestrator.engine.transitions import Trigger
@@ -152,7 +152,8 @@ class Transaction:
 
     def _cancel_open_steps(self, block_id: str | None) -> None:
         for step in self.rows.steps.values():
-            if not step.status.is_final and block_id in {None, step.parent_step_id}:
+            around = blocks_around(self._plan.steps, step.step_id)
+            if not step.status.is_final and (block_id is None or block_id in around):
                 cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None, ready_at=None)
                 self.rows.steps[step.step_id] = cancelled
                 self.effects.told.append((step.step_id, StepStatus.CANCELLED))

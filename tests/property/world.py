@@ -120,7 +120,7 @@ class World:
                 yield RetryDue(RUN, step.step_id)
         for block in self.rows.steps.values():
             # Every ticket was lost. Once one has arrived, branches that end hand their slots on.
-            if block.status.is_final or block.branches is None:
+            if block.status is not StepStatus.RUNNING or block.branches is None:
                 continue
             if block.branches.is_gated and block.branches.passed == 0:
                 yield SlotsFree(RUN, block.step_id)

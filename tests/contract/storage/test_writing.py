@@ -262,6 +262,38 @@ async def test_the_open_branches_of_one_block_can_be_cancelled_alone(storage: St
     assert [state.steps[name].status for name in (BLOCK, "other", "one")] == [StepStatus.RUNNING, QUEUED, QUEUED]
 
 
+async def test_cancelling_the_branches_of_a_block_reaches_blocks_within(storage: Storage) -> None:
+    def inner(step_id: str, around: str, status: StepStatus = StepStatus.RUNNING) -> StepExecution:
+        return block(RUN, open=1)._replace(step_id=step_id, parent_step_id=around, branch_name=step_id, status=status)
+
+    rows = [
+        block(RUN),
+        inner("one", BLOCK),
+        inner("two", "one"),
+        step(RUN, "leaf", QUEUED, task_id=uuid4(), parent_step_id="two"),
+        inner("over", BLOCK, COMPLETED),
+        step(RUN, "done", COMPLETED, parent_step_id="over"),
+        step(RUN, "beside", QUEUED, task_id=uuid4()),
+    ]
+    await add_run(storage, *rows, run_id=RUN)
+    async with storage.session() as session:
+        await look(session, RUN)
+        cancelled = await session.cancel_open_steps(RUN, BLOCK, LATER)
+    assert sorted(one.step_id for one in cancelled) == ["leaf", "one", "two"]
+
+
+async def test_an_inner_block_is_joined_before_the_one_around_it(storage: Storage) -> None:
+    inner = block(RUN)._replace(step_id="inner", parent_step_id=BLOCK, branch_name="left", position=0)
+    leaf = step(RUN, "leaf", COMPLETED, output=7, parent_step_id="inner", branch_name="leaf")
+    await add_run(storage, block(RUN), inner, leaf, branch(RUN, 1, COMPLETED, output=1), run_id=RUN)
+    joins = [Join(RUN, "inner", shows_failed=False, around=BLOCK), Join(RUN, BLOCK, shows_failed=False)]
+    over = [inner._replace(status=COMPLETED), block(RUN)._replace(status=COMPLETED)]
+    await write(storage, RUN, changes(changed=over, joins=joins))
+    found = await outcome(storage, BLOCK)
+    assert found is not None
+    assert found.output == {"left": {"leaf": 7}, "y-1": 1}
+
+
 @pytest.mark.parametrize("constraint", ["step_executions_pkey", "uq_step_executions_task_id"])
 async def test_a_row_that_is_there_already_is_a_bug_and_not_bad_luck(storage: Storage, constraint: str) -> None:
     there = queued(RUN, 0)

@@ -144,11 +144,13 @@ class Transaction:
 
     def steps(self, run_id: UUID) -> Iterator[StepRow]:
         """Yield all step executions of a run."""
-        for place in self._family((run_id, None)):
-            row = self._sibling(run_id, place)
-            yield row
-            if row.record.branches is not None:
-                yield from self.branches(run_id, row.record.step_id)
+        blocks: list[str | None] = [None]
+        for block_id in blocks:  # it grows while we go
+            for place in self._family((run_id, block_id)):
+                row = self._sibling(run_id, place)
+                yield row
+                if row.record.branches is not None:
+                    blocks.append(row.record.step_id)
 
     # What it changes
 

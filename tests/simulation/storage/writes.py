@@ -52,9 +52,13 @@ def cancel_open_steps(
 ) -> Sequence[CancelledStep]:
     """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
     cancelled = []
-    for row in list(transaction.steps(run_id)):
+    blocks = {block_id}
+    for row in list(transaction.steps(run_id)):  # blocks come before what lies in them
         step = row.record
-        if not step.status.is_final and block_id in {None, step.parent_step_id}:
+        if block_id is not None and step.parent_step_id not in blocks:
+            continue
+        blocks.add(step.step_id)
+        if not step.status.is_final:
             transaction.put_step(row.cancelled(now))
             cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt))
     return cancelled

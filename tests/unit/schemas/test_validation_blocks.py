@@ -214,3 +214,60 @@ def test_a_step_on_two_paths_must_say_where_it_leads() -> None:
     second = {"type": "conditional", "condition": {"expression": "true"}, "if_true_step": "yes", "next_step": "last"}
     document["steps"] |= {"no": second, "last": {"agent_name": "x"}}
     assert ("steps.yes", "uncertain_next_step", None) in found(document)
+
+
+# Blocks within blocks
+
+
+def nested(depth: int) -> Document:
+    """A workflow of so many blocks within each other, and an agent step in the innermost one."""
+    blocks = {
+        f"b{level}": {"type": "parallel", "parallel_steps": [f"b{level + 1}" if level + 1 < depth else "leaf"]}
+        for level in reversed(range(depth))
+    }
+    return {"name": "nested", "start_step": "b0", "steps": {**blocks, "leaf": {"agent_name": "x"}}}
+
+
+def test_blocks_lie_within_blocks_to_a_stated_depth() -> None:
+    assert found(nested(8)) == []
+    assert found(nested(9)) == [("steps.b7.parallel_steps[0]", "nested_too_deep", None)]
+    assert found(nested(20_000)) == found(nested(9))
+
+
+def test_a_block_does_not_lie_within_itself() -> None:
+    document = nested(3)
+    document["steps"]["b2"]["parallel_steps"] = ["leaf", "b0"]
+    assert found(document) == [("steps.b2.parallel_steps[1]", "nested_block", None)]
+
+
+@pytest.mark.parametrize(
+    ("step", "reference", "code"),
+    [
+        ("z", "${x.output}", None),  # what lies in an earlier step of the branch
+        ("z", "${inner.output.x}", None),
+        ("g", "${x.output}", None),
+        ("x", "${first.output}", None),  # an earlier step of a branch around it
+        ("x", "${y.output}", "reference_between_siblings"),
+        ("x", "${b1.output}", "reference_between_siblings"),
+        ("b1", "${x.output}", "reference_between_siblings"),
+        ("x", "${inner.output}", "reference_to_own_block"),
+        ("x", "${f.output}", "reference_to_own_block"),
+        ("x", "${z.output}", "reference_to_later_step"),
+        ("first", "${x.output}", "reference_to_later_step"),
+        ("x", "${g.output}", "reference_to_later_step"),
+    ],
+)
+def test_what_a_step_within_blocks_may_use(step: str, reference: str, code: str | None) -> None:
+    branches = {"a": {"steps": ["first", "inner", "z"]}, "b": {"steps": ["b1"]}}
+    names = ("first", "x", "y", "z", "b1", "g")
+    document = {
+        "name": "nested",
+        "start_step": "f",
+        "steps": {
+            "f": {"type": "fork_join", "fork_join_config": {"branches": branches}, "next_step": "g"},
+            "inner": {"type": "parallel", "parallel_steps": ["x", "y"]},
+            **{name: {"agent_name": "x"} for name in names},
+            step: {"agent_name": "x", "input_mapping": {"it": reference}},
+        },
+    }
+    assert [one[1] for one in found(document)] == ([code] if code is not None else [])

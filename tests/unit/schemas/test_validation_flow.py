@@ -117,16 +117,6 @@ def test_a_step_is_in_one_block_at_most(workflow: Document) -> None:
     )
 
 
-def test_a_block_within_a_block_is_not_supported(workflow: Document) -> None:
-    workflow["steps"]["step-b"] = {"type": "parallel", "parallel_steps": ["inner"], "next_step": None}
-    workflow["steps"]["inner"] = {"agent_name": "x"}
-
-    assert str(only(workflow)) == (
-        'steps.block.parallel_steps[1]: "step-b" is a block; blocks within blocks are not supported, '
-        "so the steps of branches are agent steps [nested_block]"
-    )
-
-
 def test_a_block_cannot_be_its_own_branch(found: Found, workflow: Document) -> None:
     workflow["steps"]["block"]["parallel_steps"].append("block")
 

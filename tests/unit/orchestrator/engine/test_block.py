@@ -44,9 +44,9 @@ def forked_rows(plan: Plan) -> list[tuple[str, StepStatus, str | None]]:
 # Fork
 
 
-def test_a_new_block_runs_and_counts_all_its_branches_as_open() -> None:
+def test_a_new_block_counts_all_its_branches_as_open() -> None:
     row = new_block(RUN, block_plan(three_branches(max_parallelism=2)), NOW)
-    assert (row.status, row.started_at, row.parent_step_id) == (StepStatus.RUNNING, NOW, None)
+    assert (row.status, row.started_at, row.parent_step_id) == (StepStatus.PENDING, None, None)
     assert row.branches == Branches(total=3, open=3, failed=0, dispatched=0, passed=0, max_parallelism=2)
 
 
@@ -95,13 +95,13 @@ def test_a_fork_is_lazy_so_that_a_huge_block_passes_in_pieces() -> None:
 
 
 def test_after_a_fork_the_branches_that_failed_at_birth_are_counted() -> None:
-    decision = forked(known(block_row()), BlockForked(RUN, "block", 2))
+    decision = forked(known(block_row()), BlockForked(RUN, "block", 2), NOW)
     assert counters(decision.steps[0]) == {"open": 1, "failed": 2, "dispatched": 0}
     assert decision.then == ()
 
 
 def test_a_block_whose_branches_all_failed_at_birth_is_drained_at_once() -> None:
-    decision = forked(known(block_row()), BlockForked(RUN, "block", 3))
+    decision = forked(known(block_row()), BlockForked(RUN, "block", 3), NOW)
     assert counters(decision.steps[0]) == {"open": 0, "failed": 3, "dispatched": 0}
     assert decision.then == (BlockDrained(RUN, "block"),)
 

@@ -17,7 +17,7 @@ from tests.unit.orchestrator.engine.scene import run_row, step_row
 
 STEPS = """
             dispatch  start    complete   fail    retry    cancel
-PENDING     QUEUED    -        -          FAILED  -        CANCELLED
+PENDING     QUEUED    RUNNING  -          FAILED  -        CANCELLED
 QUEUED      -         RUNNING  COMPLETED  FAILED  PENDING  CANCELLED
 RUNNING     -         RUNNING  COMPLETED  FAILED  PENDING  CANCELLED
 COMPLETED   -         -        -          -       -        -
