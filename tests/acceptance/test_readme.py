@@ -19,6 +19,7 @@ from schemas.validation import validate_workflow
 from schemas.worker_codes import WorkerErrorCode
 from tests.acceptance.cluster import PATIENCE, ROOT, Cluster, wait_until
 from tests.acceptance.readme import Readme, run_as_written
+from tests.property.cases import lanes
 
 README = Readme("README.md")
 WITH_COMMANDS = ["README.md", "examples/README.md", "agent_worker/README.md"]
@@ -76,7 +77,7 @@ def test_the_script_for_pika_is_the_one_in_the_examples() -> None:
 
 
 def test_the_workflow_of_the_readme_runs_with_the_agents_of_the_readme(cluster: Cluster, tmp_path: Path) -> None:
-    [document] = [json.loads(block) for block in README.blocks("json")]
+    [document] = [block for block in map(json.loads, README.blocks("json")) if "steps" in block]
     assert validate_workflow(document) == []
     (tmp_path / "workflow.json").write_text(json.dumps(document))
     (tmp_path / "agents.py").write_text(README.files()["my_agents.py"])
@@ -87,6 +88,17 @@ def test_the_workflow_of_the_readme_runs_with_the_agents_of_the_readme(cluster: 
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"text": "About joins: all about joins"}
+
+
+def test_the_steps_that_the_readme_shows_are_valid() -> None:
+    shown = [block for block in map(json.loads, README.blocks("json")) if "steps" not in block]
+    assert [step["type"] for step in shown] == ["fork_join", "conditional"]
+    for step in shown:
+        edges = [step.get(name) for name in ("next_step", "if_true_step", "if_false_step")]
+        others = [*edges, *(inner for lane in lanes(step).values() for inner in lane)]
+        agents = {name: {"agent_name": "x"} for name in others if name is not None}
+        steps = {"s": {"agent_name": "x", "next_step": "it"}, "it": step, **agents}
+        assert validate_workflow({"name": "shown", "start_step": "s", "steps": steps}) == []
 
 
 def test_the_script_that_follows_events_sees_a_run_from_its_start_to_its_end(cluster: Cluster, tmp_path: Path) -> None:

@@ -23,7 +23,15 @@ from schemas.validation import parse_workflow, validate_workflow
 from schemas.workflow import AgentStep, ConditionalStep, ForkJoinStep, ParallelStep
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-WORKFLOWS = ["parallel_workflow_example", "failure_handling", "many_branches", "retries", "fork_join", "conditional", "nested_blocks"]
+WORKFLOWS = [
+    "parallel_workflow_example",
+    "failure_handling",
+    "many_branches",
+    "retries",
+    "fork_join",
+    "conditional",
+    "nested_blocks",
+]
 
 
 def load(name: str) -> Any:
