@@ -37,10 +37,9 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A branch: the block that it is of, its number there, and the names in it as they are written."""
+    """A branch: the block that it is of, where it stands, and the names in it as they are written."""
 
     block: str
-    number: int
     place: Place
     steps: list[Any]
 
@@ -128,17 +127,17 @@ def _lanes(flow: Flow, block: str, step: Any) -> Iterator[Lane]:
         place: Place = ("steps", block, "parallel_steps")
         if isinstance(branches, list | tuple):
             for number, branch in enumerate(branches):
-                yield Lane(block, number, (*place, number), [branch])
+                yield Lane(block, (*place, number), [branch])
             return
     elif kind_of == FORK_JOIN:
         config = step.get("fork_join_config")
         branches = config.get("branches") if isinstance(config, dict) else None
         if isinstance(branches, dict):
-            for number, (name, branch) in enumerate(branches.items()):
+            for name, branch in branches.items():
                 steps = branch.get("steps") if isinstance(branch, dict) else None
                 place = ("steps", block, "fork_join_config", "branches", name, "steps")
                 if isinstance(steps, list | tuple):
-                    yield Lane(block, number, place, list(steps))
+                    yield Lane(block, place, list(steps))
                 else:
                     flow.blurred.add(block)
             return

@@ -36,10 +36,11 @@ def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
             if placed.reference.step is None:
                 continue
             use = _Use(step_id, placed.reference.step, placed)
-            problem = _plain_problem(flow, use)
+            where = _meeting(flow, use)
+            problem = _plain_problem(flow, use, where)
             if problem is not None:
                 problems.append(problem)
-            elif _meeting(flow, use) is None:
+            elif where is None:  # not in one block: the order of the whole run counts
                 uses.append(use)
     problems.extend(_order_problems(flow, uses))
     return problems
@@ -55,7 +56,7 @@ def _read(step_id: str, step: Mapping[str, Any]) -> Template | Expression | None
     return None
 
 
-def _plain_problem(flow: Flow, use: _Use) -> Problem | None:
+def _plain_problem(flow: Flow, use: _Use, where: tuple[str, str] | None) -> Problem | None:
     """Return what can be told without looking at the whole graph."""
     used = quoted(use.used)
     if use.used not in flow.steps:
@@ -66,7 +67,6 @@ def _plain_problem(flow: Flow, use: _Use) -> Problem | None:
         return _problem(
             use, "reference_to_own_block", f"block {used} is done only after all its branches, this one too"
         )
-    where = _meeting(flow, use)
     if where is not None:
         one, other = where
         if one == other:

@@ -103,6 +103,8 @@ def step_ended(state: RunState, event: StepEnded, now: datetime) -> Decision | W
         following = plan.next_step
         return _go_on(event, following) if following is not None else _complete_run(state, step, now)
     handler = _failure_handler(state, plan)
+    if isinstance(handler, Wanted):
+        return handler
     return _go_on(event, handler) if handler is not None else _fail_run(state, step, now)
 
 
@@ -159,13 +161,16 @@ def _referenced(plan: StepPlan) -> Wanted:
     return Wanted(outcomes=plan.template.steps, errors=plan.template.blocks)
 
 
-def _failure_handler(state: RunState, plan: StepPlan) -> str | None:
+def _failure_handler(state: RunState, plan: StepPlan) -> str | Wanted | None:
     if plan.on_failure is not None or not isinstance(plan, BlockPlan):
         return plan.on_failure
     # The block itself names no handler: that of its first failed branch, in definition order, is used.
+    missing = state.missing(Wanted(failures=frozenset({plan.id})))
+    if missing:
+        return missing
     assert state.plan is not None
     for branch in state.failures[plan.id]:
-        handler = state.plan.steps[branch.step_id].on_failure
+        handler = _failure_handler(state, state.plan.steps[branch.step_id])
         if handler is not None:
             return handler
     return None

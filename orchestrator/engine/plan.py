@@ -256,7 +256,8 @@ def _leads_to(step: StepPlan, steps: Mapping[str, StepPlan]) -> list[str]:
 def _handlers(step: StepPlan, steps: Mapping[str, StepPlan]) -> tuple[str, ...]:
     handlers = [step.on_failure]
     if isinstance(step, BlockPlan):
-        handlers += [one.on_failure for branch in step.branches for one in branch_from(steps, branch.id)]
+        inner = (one for branch in step.branches for one in branch_from(steps, branch.id))
+        handlers += [handler for one in inner for handler in _handlers(one, steps)]
     return tuple(dict.fromkeys(handler for handler in handlers if handler is not None))
 
 

@@ -143,7 +143,7 @@ def sequential(case: Case) -> Expected:
         step = steps[step_id]
         expected.steps[step_id] = outcome = _outcome(case, steps, step, expected.steps)
         completed = outcome.status is StepStatus.COMPLETED
-        following = step.next_step if completed else _handler(steps, step, case.steps[step_id], expected.steps)
+        following = step.next_step if completed else _handler(case, step_id, expected.steps)
         if completed and isinstance(step, ConditionalStep) and outcome.output["step"] is not None:
             if step.next_step is not None:
                 behind.append(step.next_step)
@@ -214,13 +214,16 @@ def _agent_outcome(case: Case, step: AgentStep, scope: Scope) -> StepOutcome:
     return StepOutcome(StepStatus.FAILED, None, {"code": ERROR_CODES[behaviour]})
 
 
-def _handler(
-    steps: Mapping[str, Any], step: Any, written: Mapping[str, Any], outcomes: Mapping[str, StepOutcome]
-) -> str | None:
-    candidates = [step.on_failure]
-    if lanes(written):
-        inner = [step_id for lane in lanes(written).values() for step_id in lane if step_id in outcomes]
-        candidates += [steps[other].on_failure for other in inner if outcomes[other].status is StepStatus.FAILED]
+def _handler(case: Case, step_id: str, outcomes: Mapping[str, StepOutcome]) -> str | None:
+    """Return the handler of a failed step; where a block names none, that of its first failed branch that has one."""
+    step = case.steps[step_id]
+    failed = [
+        inner
+        for lane in lanes(step).values()
+        for inner in lane
+        if inner in outcomes and outcomes[inner].status is StepStatus.FAILED
+    ]
+    candidates = (step.get("on_failure"), *(_handler(case, inner, outcomes) for inner in failed))
     return next((handler for handler in candidates if handler is not None), None)
 
 

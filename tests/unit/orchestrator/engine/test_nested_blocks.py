@@ -12,7 +12,7 @@ from orchestrator.engine.inputs import BlockDrained, BlockForked, RetryDue, Slot
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import Plan, blocks_around
 from orchestrator.engine.records import Branches, StepExecution
-from orchestrator.engine.state import FailedBranch, Line, RunState
+from orchestrator.engine.state import FailedBranch, Line, RunState, Wanted
 from schemas.statuses import StepStatus
 from tests.unit.orchestrator.engine.scene import (
     ERROR,
@@ -20,6 +20,7 @@ from tests.unit.orchestrator.engine.scene import (
     RUN,
     after,
     agent,
+    answer,
     block_plan,
     branch_row,
     counted_ids,
@@ -153,3 +154,20 @@ def test_blocks_nest_as_deep_as_they_may(depth: int) -> None:
     steps: dict[str, Any] = {f"b{level}": parallel(f"b{level + 1}") for level in range(depth - 1)}
     plan = plan_of(**steps, **{f"b{depth - 1}": parallel("leaf")}, leaf=agent())
     assert len(list(blocks_around(plan.steps, "leaf"))) == depth
+
+
+def test_a_handler_deep_inside_counts_where_no_block_around_it_names_one() -> None:
+    plan = plan_of(
+        block=parallel("inner", "a"),
+        inner=parallel("x", "y"),
+        x=agent(),
+        y=agent(on_failure="rescue"),
+        a=agent(),
+        rescue=agent(),
+    )
+    failed = outer_row(open=0, failed=1)._replace(status=FAILED, error=ERROR)
+    state = known(failed, plan=plan)
+    state.failures["block"] = (FailedBranch("inner", ERROR),)
+    assert answer(state, StepEnded(RUN, "block")) == Wanted(failures=frozenset({"inner"}))
+    state.failures["inner"] = (FailedBranch("x", ERROR), FailedBranch("y", ERROR))
+    assert decided(state, StepEnded(RUN, "block")).then == (StepReached(RUN, "rescue"),)
