@@ -12,11 +12,14 @@ from schemas.statuses import JoinPolicy, ReportStatus, StepStatus
 from tests.unit.orchestrator.engine.scene import (
     ERROR,
     RUN,
+    agent,
     block_plan,
     block_row,
     branch_row,
     decided,
     known,
+    parallel,
+    plan_of,
     report,
     three_branches,
 )
@@ -44,9 +47,11 @@ def test_a_block_is_completed_when_as_many_branches_are_as_its_policy_needs(
     assert (block.error is None) == (block.status is StepStatus.COMPLETED)
 
 
-def test_a_majority_is_more_than_half() -> None:
-    plan = block_plan(three_branches(join_policy="majority"))
-    assert (plan.join_policy, plan.needed) == (JoinPolicy.MAJORITY, 2)
+@pytest.mark.parametrize(("total", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3)])
+def test_a_majority_is_more_than_half(total: int, needed: int) -> None:
+    names = [f"s{number}" for number in range(total)]
+    plan = plan_of(block=parallel(*names, join_policy="majority"), **dict.fromkeys(names, agent()))
+    assert (block_plan(plan).join_policy, block_plan(plan).needed) == (JoinPolicy.MAJORITY, needed)
 
 
 def test_the_error_says_how_many_had_to_complete() -> None:
