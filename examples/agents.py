@@ -259,6 +259,30 @@ def take_notes(request: NotesRequest) -> dict[str, Any]:
     return {"result": lines}
 
 
+class Iteration(BaseModel):
+    index: int
+    status: str
+    output: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+class DigestRequest(BaseModel):
+    iterations: list[Iteration]  # of a loop's output: each completed, failed or cancelled
+    summary: str
+
+
+@agents.agent("digest")
+def digest(request: DigestRequest) -> dict[str, Any]:
+    """Return a line for each iteration: what it found, or why it found nothing."""
+    lines = [
+        f"{iteration.index}: {iteration.status}: {iteration.error['message']}"
+        if iteration.error is not None
+        else f"{iteration.index}: found {', '.join((iteration.output or {}).get('result', ()))}"
+        for iteration in request.iterations
+    ]
+    return {"result": {"completed": request.summary, "iterations": lines}}
+
+
 def words(text: str) -> list[str]:
     """Return the words, without punctuation; "don't" and "fork-join" are one each."""
     return re.findall(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*", text)

@@ -20,6 +20,8 @@ from schemas.workflow import (
     ForkBranch,
     ForkJoinConfig,
     ForkJoinStep,
+    LoopConfig,
+    LoopStep,
     ParallelStep,
     Retry,
     RetryStrategy,
@@ -29,6 +31,7 @@ from schemas.workflow import (
 AGENT: Final = "agent"
 PARALLEL: Final = "parallel"
 FORK_JOIN: Final = "fork_join"
+LOOP: Final = "loop"
 CONDITIONAL: Final = "conditional"
 
 
@@ -40,6 +43,7 @@ _FIELDS: Final = {
     AGENT: _fields(AgentStep),
     PARALLEL: _fields(ParallelStep),
     FORK_JOIN: _fields(ForkJoinStep),
+    LOOP: _fields(LoopStep),
     CONDITIONAL: _fields(ConditionalStep),
 }
 _STEP_FIELDS: Final = tuple(dict.fromkeys(name for names in _FIELDS.values() for name in names))
@@ -50,16 +54,23 @@ _CALLED: Final = {
     AGENT: "an agent step",
     PARALLEL: "a parallel step",
     FORK_JOIN: "a fork_join step",
+    LOOP: "a loop step",
     CONDITIONAL: "a conditional step",
 }
 # The field by which a step without a type shows what it is.
-_MARKS: Final = {PARALLEL: "parallel_steps", FORK_JOIN: "fork_join_config", CONDITIONAL: "condition"}
+_MARKS: Final = {
+    PARALLEL: "parallel_steps",
+    FORK_JOIN: "fork_join_config",
+    LOOP: "loop_config",
+    CONDITIONAL: "condition",
+}
 _nearest: Final = lru_cache(maxsize=1000)(nearest)  # the same mistake tends to be in every step
 # Fields of a step that hold an object with fields of its own.
 _OPTIONS: Final = {
     "retry": _fields(Retry),
     "retry_strategy": _fields(RetryStrategy),
     "fork_join_config": _fields(ForkJoinConfig),
+    "loop_config": _fields(LoopConfig),
     "condition": _fields(Condition),
 }
 _BRANCH_FIELDS: Final = _fields(ForkBranch)
@@ -179,7 +190,7 @@ def _read_type(draft: Draft, key: str, fields: Mapping[str, Any]) -> str:
         Problem(
             place,
             "unknown_type",
-            f'a step is of type "agent", "parallel", "fork_join" or "conditional", not {shown}',
+            f'a step is of type "agent", "parallel", "fork_join", "loop" or "conditional", not {shown}',
             meant,
         )
     )

@@ -31,7 +31,7 @@ from schemas.expression_tree import (
 )
 from schemas.json_text import load_strictly
 from schemas.references import PlacedReference, read_reference
-from schemas.scope import Reference, Scope
+from schemas.scope import NOTHING_READ, Reads, Reference, Scope, read_by
 from schemas.suggestions import nearest
 
 __all__ = ["MAX_LENGTH", "MAX_LEVELS", "Expression", "compile_expression", "read_expression"]
@@ -46,7 +46,7 @@ class Expression:
 
     references: tuple[PlacedReference, ...]
     problems: tuple[Problem, ...]  # why it cannot be read; none after `compile_expression`
-    steps: frozenset[str]  # the ids of the steps that it refers to
+    reads: Reads
     _node: Node
 
     def evaluate(self, scope: Scope) -> bool:
@@ -85,12 +85,11 @@ def read_expression(text: str, at: Place = ()) -> Expression:
     """
     if len(text) > MAX_LENGTH:
         message = f"column {MAX_LENGTH + 1}: found {len(text)} characters; an expression has {MAX_LENGTH} at most"
-        return Expression((), (Problem(place_text(at), _MALFORMED, message),), frozenset(), NOTHING)
+        return Expression((), (Problem(place_text(at), _MALFORMED, message),), NOTHING_READ, NOTHING)
     tokens = _Tokens(text, at)
     node = _Reader(tokens).read()
     references = tuple(PlacedReference(at, reference) for reference in tokens.references)
-    steps = frozenset(reference.step for reference in tokens.references if reference.step is not None)
-    return Expression(references, tokens.sorted_problems(), steps, node)
+    return Expression(references, tokens.sorted_problems(), read_by(tokens.references), node)
 
 
 _MALFORMED: Final = "malformed_expression"

@@ -2,26 +2,27 @@
 
 A block and all that lies in its branches are one node, because the run enters and leaves them together. Edges are
 `next_step`, `on_failure`, the `on_failure` of the steps of branches, which counts when the block itself names none, and
-the two paths of a conditional step, whose ends lead to where the run goes on behind it (`schemas.paths`).
+the two paths of a conditional step, whose ends lead to where the run goes on behind it (`schemas.paths`). A branch with
+conditionals (`schemas.lanes`) has such a graph of its own.
 
 An edge that cannot be followed gives one problem where it stands. It is then *guessed*: taken to where its author
 probably wanted it, so that nothing behind it is reported as well. Loops are looked for among the sure edges only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Final
 
 from schemas.display import Place, place_text, quoted
-from schemas.draft import CONDITIONAL, FORK_JOIN, PARALLEL, Draft
+from schemas.draft import Draft
 from schemas.errors import Problem
-from schemas.graph import find_loops, first_unreached, reached_from
-from schemas.paths import Crossing, ways
-from schemas.suggestions import NameIndex
+from schemas.graph import Loop, find_loops, first_unreached, reached_from
+from schemas.lanes import Lane, Lanes, read_lanes
+from schemas.paths import Crossing, Ways, ways
 
-MAX_BLOCK_DEPTH: Final = 8  # blocks within blocks
-_EDGES: Final = ("next_step", "on_failure", "if_true_step", "if_false_step")
+_CHOICES: Final = ("if_true_step", "if_false_step")
+_EDGES: Final = ("next_step", "on_failure", *_CHOICES)
 _START: Final = "start_step"
 _UNREADABLE: Final = object()
 
@@ -35,187 +36,55 @@ class Edge:
     place: Place
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A branch: the block that it is of, where it stands, and the names in it as they are written."""
-
-    block: str
-    place: Place
-    steps: list[Any]
-
-
 @dataclass(slots=True)
 class Flow:
     """What could be made of the document's edges."""
 
     steps: Mapping[str, Any]
-    names: NameIndex
+    lanes: Lanes
     problems: list[Problem] = field(default_factory=list)
-    lane_of: dict[str, Lane] = field(default_factory=dict)  # by step of a branch
-    place_in_lane: dict[str, int] = field(default_factory=dict)
-    edges: list[Edge] = field(default_factory=list)  # the sure ones
+    edges: list[Edge] = field(default_factory=list)  # the sure ones, without those within a lane
     edges_from: dict[str, list[Edge]] = field(default_factory=dict)  # the same, by node
+    inner_edges: dict[str, list[Edge]] = field(default_factory=dict)  # those within a lane, by step
     guesses: list[tuple[str, str]] = field(default_factory=list)
     blurred: set[str] = field(default_factory=set)  # nodes with an edge that leads nobody knows where
     start: str | None = None
     reached: set[str] = field(default_factory=set)  # from the start; all nodes where there is no start
 
-    def block_of(self, step_id: str) -> str | None:
-        """Return the block of whose branches it is a step, if it is one."""
-        lane = self.lane_of.get(step_id)
-        return lane.block if lane is not None else None
-
-    def chain(self, step_id: str) -> Iterator[str]:
-        """Yield the step, the block of whose branches it is a step, and so on outwards."""
-        at: str | None = step_id
-        while at is not None:
-            yield at
-            at = self.block_of(at)
-
-    def node_of(self, step_id: str) -> str:
-        """Return the outermost block that the step lies in, or the step itself."""
-        *_, outermost = self.chain(step_id)
-        return outermost
-
     def successors(self, *, guessed: bool) -> dict[str, list[str]]:
         """Return the graph, with the *guessed* edges or without them."""
-        ends: dict[str, dict[str, None]] = {step_id: {} for step_id in self.steps if step_id not in self.lane_of}
+        node_of, lane_of = self.lanes.node_of, self.lanes.lane_of
+        ends: dict[str, dict[str, None]] = {step_id: {} for step_id in self.steps if step_id not in lane_of}
         sure = ((edge.source, edge.target) for edge in self.edges)
         for source, target in chain(sure, self.guesses if guessed else ()):
-            ends[self.node_of(source)][self.node_of(target)] = None
+            ends[node_of(source)][node_of(target)] = None
         return {node: list(targets) for node, targets in ends.items()}
+
+    def runs_before(self, one: str, other: str) -> bool:
+        """Whether one step of a lane may have run when another one of it is reached."""
+        lane, index_of = self.lanes.lane_of[one], self.lanes.index_of
+        if not lane.paths:
+            return index_of[one] < index_of[other]
+        crossings = lane_crossings(self, lane)
+        following = ways(next(iter(crossings)), crossings).following
+        successors = {step_id: _ends(crossing, following.get(step_id)) for step_id, crossing in crossings.items()}
+        return one != other and other in reached_from(one, successors)
 
 
 def read_flow(draft: Draft) -> Flow:
     """Return the control flow of *draft* with all its problems."""
-    flow = Flow(draft.steps, NameIndex(draft.steps))
-    for step_id, step in draft.steps.items():
-        for lane in _lanes(flow, step_id, step):
-            _read_lane(flow, lane)
-    _find_depths(flow, draft.document.get(_START))
+    lanes = read_lanes(draft.steps, draft.document.get(_START))
+    flow = Flow(draft.steps, lanes, list(lanes.problems), guesses=list(lanes.guesses), blurred=set(lanes.blurred))
     _read_start(flow, draft.document)
     for step_id, step in draft.steps.items():
         _read_edges(flow, step_id, step)
         _guess_from(flow, step_id, draft.removed.get(step_id, []))
     _find_cycles(flow)
+    for lane in lanes.with_paths.values():
+        _read_lane(flow, lane)
     _read_ways(flow)
     _read_reach(flow)
     return flow
-
-
-# Blocks and their branches
-
-
-def block_names(step: Any) -> list[str] | None:
-    """Return the names of a block's branches as far as they can be read; None where *step* is no block."""
-    match step:
-        case {"type": "parallel"}:
-            branches = step.get("parallel_steps")
-            return [name for name in branches if isinstance(name, str)] if isinstance(branches, list) else []
-        case {"type": "fork_join"}:
-            config = step.get("fork_join_config")
-            branches = config.get("branches") if isinstance(config, dict) else None
-            return list(branches) if isinstance(branches, dict) else []
-        case _:
-            return None
-
-
-def _lanes(flow: Flow, block: str, step: Any) -> Iterator[Lane]:
-    kind_of = step.get("type") if isinstance(step, dict) else None
-    if kind_of == PARALLEL:
-        branches = step.get("parallel_steps")
-        place: Place = ("steps", block, "parallel_steps")
-        if isinstance(branches, list | tuple):
-            for number, branch in enumerate(branches):
-                yield Lane(block, (*place, number), [branch])
-            return
-    elif kind_of == FORK_JOIN:
-        config = step.get("fork_join_config")
-        branches = config.get("branches") if isinstance(config, dict) else None
-        if isinstance(branches, dict):
-            for name, branch in branches.items():
-                steps = branch.get("steps") if isinstance(branch, dict) else None
-                place = ("steps", block, "fork_join_config", "branches", name, "steps")
-                if isinstance(steps, list | tuple):
-                    yield Lane(block, place, list(steps))
-                else:
-                    flow.blurred.add(block)
-            return
-    else:
-        return
-    flow.blurred.add(block)
-
-
-def _read_lane(flow: Flow, lane: Lane) -> None:
-    for index, step in enumerate(lane.steps):
-        if not isinstance(step, str):
-            flow.blurred.add(lane.block)
-            continue
-        place = (*lane.place, index) if lane.place[-1] == "steps" else lane.place
-        problem = _branch_problem(flow, lane, step, place)
-        if problem is None:
-            flow.lane_of[step] = lane
-            flow.place_in_lane[step] = index
-        else:
-            flow.problems.append(problem)
-            _guess_branch(flow, lane.block, step if step in flow.steps else problem.suggestion)
-
-
-def _branch_problem(flow: Flow, lane: Lane, step: str, place: Place) -> Problem | None:
-    if step not in flow.steps:
-        return _unknown_step(flow, step, place)
-    name, there = quoted(step), flow.block_of(step)
-    if there == lane.block:
-        return Problem(place_text(place), "duplicate_branch", f"{name} is in this block already; a branch runs once")
-    if _is(CONDITIONAL, flow.steps[step]):
-        message = f"{name} is a conditional step; branches consist of agent steps and blocks"
-        return Problem(place_text(place), "nested_conditional", message)
-    if there is not None:
-        message = f"{name} is a branch of block {quoted(there)} already; a step is in one block at most"
-        return Problem(place_text(place), "step_in_two_blocks", message)
-    return None
-
-
-def _find_depths(flow: Flow, start: object) -> None:
-    """See that no block lies within itself, or too deep; where one does, take it for a block of its own."""
-    blocks = [step_id for step_id, step in flow.steps.items() if block_names(step) is not None]
-    # That of the start first, so that loops close against the order of the run.
-    within: dict[str, list[str]] = {step_id: [] for step_id in sorted(blocks, key=lambda step_id: step_id != start)}
-    for step_id in within:
-        if step_id in flow.lane_of:
-            within[flow.lane_of[step_id].block].append(step_id)
-    for loop in find_loops(within):
-        message = f"a block cannot lie within itself: {loop}"
-        flow.problems.append(Problem(place_text(_place(flow, loop.target)), "nested_block", message))
-        _take_out(flow, loop.target)
-    ahead = [(step_id, 1) for step_id in within if step_id not in flow.lane_of]
-    while ahead:
-        block, depth = ahead.pop()
-        for inner in within[block]:
-            if inner not in flow.lane_of:
-                continue
-            if depth == MAX_BLOCK_DEPTH:
-                message = f"this block lies within {depth} others; blocks nest {MAX_BLOCK_DEPTH} deep at most"
-                flow.problems.append(Problem(place_text(_place(flow, inner)), "nested_too_deep", message))
-            if depth % MAX_BLOCK_DEPTH == 0:
-                _take_out(flow, inner)
-            ahead.append((inner, depth + 1))
-
-
-def _place(flow: Flow, step_id: str) -> Place:
-    lane = flow.lane_of[step_id]
-    return (*lane.place, flow.place_in_lane[step_id]) if lane.place[-1] == "steps" else lane.place
-
-
-def _take_out(flow: Flow, block: str) -> None:
-    lane = flow.lane_of.pop(block)
-    _guess_branch(flow, lane.block, block)
-
-
-def _guess_branch(flow: Flow, block: str, branch: str | None) -> None:
-    if branch is not None and branch not in flow.lane_of:
-        # Both ways, so that whatever comes before or behind the block does so for the branch.
-        flow.guesses += [(block, branch), (branch, block)]
 
 
 # Edges
@@ -231,7 +100,7 @@ def _read_start(flow: Flow, document: Mapping[str, Any]) -> None:
         return
     flow.problems.append(problem)
     if problem.suggestion is not None:
-        flow.start = flow.node_of(problem.suggestion)
+        flow.start = flow.lanes.node_of(problem.suggestion)
 
 
 def _read_edges(flow: Flow, step_id: str, step: Any) -> None:
@@ -239,52 +108,72 @@ def _read_edges(flow: Flow, step_id: str, step: Any) -> None:
         target = step.get(name) if isinstance(step, dict) else _UNREADABLE
         if isinstance(target, str):
             _read_edge(flow, step_id, target, name)
-        elif target is not None and step_id not in flow.lane_of:
+        elif target is not None and step_id not in flow.lanes.lane_of:
             flow.blurred.add(step_id)
 
 
 def _read_edge(flow: Flow, source: str, target: str, name: str) -> None:
     place: Place = ("steps", source, name)
-    if name == "next_step" and _leads_along_its_lane(flow, source, target):
+    lane = flow.lanes.lane_of.get(source)
+    if lane is not None and name != "on_failure":
+        _read_inner_edge(flow, lane, Edge(source, target, place))
         return
-    problem = _forbidden_edge(flow, source, place) or _target_problem(flow, target, place)
+    problem = _target_problem(flow, target, place)
     if problem is None:
         edge = Edge(source, target, place)
         flow.edges.append(edge)
-        flow.edges_from.setdefault(flow.node_of(source), []).append(edge)
+        flow.edges_from.setdefault(flow.lanes.node_of(source), []).append(edge)
         return
+    _note(flow, problem, source, target)
+
+
+def _read_inner_edge(flow: Flow, lane: Lane, edge: Edge) -> None:
+    lanes, name = flow.lanes, edge.place[-1]
+    is_listed = edge.source in lanes.index_of
+    if name == "next_step" and is_listed:
+        if not _is_next_in_list(flow, lane, edge):
+            message = f"a branch has no next step: when all are done, block {quoted(lane.block)} leads on"
+            _note(flow, Problem(place_text(edge.place), "branch_with_next_step", message), edge.source, edge.target)
+        return
+    problem = _target_problem(flow, edge.target, edge.place, within=lane)
+    if problem is None and name in _CHOICES and edge.target in lanes.index_of:
+        message = (
+            f"{quoted(edge.target)} stands in the list of this branch, and so runs whatever the condition says; take "
+            "it out of the list, for the conditional step leads to it"
+        )
+        problem = Problem(place_text(edge.place), "path_step_in_branch", message)
+    if problem is not None:
+        _note(flow, problem, edge.source, edge.target)
+        return
+    flow.inner_edges.setdefault(edge.source, []).append(edge)
+
+
+def _is_next_in_list(flow: Flow, lane: Lane, edge: Edge) -> bool:
+    """Whether a step of a branch says itself which step of the branch comes next."""
+    index_of = flow.lanes.index_of
+    in_lane = flow.lanes.lane_of.get(edge.target) is lane
+    return in_lane and index_of.get(edge.target) == index_of[edge.source] + 1
+
+
+def _note(flow: Flow, problem: Problem, source: str, target: str) -> None:
     flow.problems.append(problem)
     meant = target if target in flow.steps else problem.suggestion
     if meant is not None:
         flow.guesses.append((source, meant))
 
 
-def _leads_along_its_lane(flow: Flow, source: str, target: str) -> bool:
-    """Whether a step of a branch says itself which step of the branch comes next."""
-    lane, there = flow.lane_of.get(source), flow.lane_of.get(target)
-    return lane is not None and lane is there and flow.place_in_lane[target] == flow.place_in_lane[source] + 1
-
-
-def _forbidden_edge(flow: Flow, source: str, place: Place) -> Problem | None:
-    block = flow.block_of(source)
-    if place[-1] != "next_step" or block is None:
-        return None
-    message = f"a branch has no next step: when all are done, block {quoted(block)} leads on"
-    return Problem(place_text(place), "branch_with_next_step", message)
-
-
-def _target_problem(flow: Flow, target: str, place: Place) -> Problem | None:
+def _target_problem(flow: Flow, target: str, place: Place, within: Lane | None = None) -> Problem | None:
     if target not in flow.steps:
-        return _unknown_step(flow, target, place)
-    block = flow.block_of(target)
-    if block is None:
+        return flow.lanes.unknown_step(target, place)
+    lane = flow.lanes.lane_of.get(target)
+    if lane is within:
         return None
+    if lane is None:
+        message = f"{quoted(target)} does not lie in this branch; a path within a branch stays in it"
+        return Problem(place_text(place), "leads_out_of_branch", message)
+    block = lane.block
     message = f"{quoted(target)} is a branch of block {quoted(block)} and runs only as part of it; lead to the block"
     return Problem(place_text(place), "branch_reached_directly", message, block)
-
-
-def _unknown_step(flow: Flow, name: str, place: Place) -> Problem:
-    return Problem(place_text(place), "unknown_step", f"there is no step {quoted(name)}", flow.names.nearest(name))
 
 
 def _guess_from(flow: Flow, step_id: str, removed: list[Any]) -> None:
@@ -302,24 +191,63 @@ def _find_cycles(flow: Flow) -> None:
         successors = {flow.start: successors[flow.start], **successors}  # walked first, so loops close against the flow
     loops = {(loop.source, loop.target): loop for loop in find_loops(successors)}
     for edge in flow.edges:
-        loop = loops.get((flow.node_of(edge.source), flow.node_of(edge.target)))
+        loop = loops.get((flow.lanes.node_of(edge.source), flow.lanes.node_of(edge.target)))
         if loop is not None:
-            message = f"this closes a cycle, and the run might never end: {loop}"
-            flow.problems.append(Problem(place_text(edge.place), "cycle", message))
+            flow.problems.append(_cycle(edge.place, loop))
+
+
+def _cycle(place: Place, loop: Loop) -> Problem:
+    return Problem(place_text(place), "cycle", f"this closes a cycle, and the run might never end: {loop}")
+
+
+def _read_lane(flow: Flow, lane: Lane) -> None:
+    """See that the paths within a branch come to an end, and where they go on."""
+    crossings = lane_crossings(flow, lane)
+    if not crossings:
+        return
+    loops = {(loop.source, loop.target): loop for loop in find_loops({one: _ends(c) for one, c in crossings.items()})}
+    for edge in chain.from_iterable(flow.inner_edges.get(step_id, ()) for step_id in crossings):
+        loop = loops.get((edge.source, edge.target))
+        if loop is not None:
+            flow.problems.append(_cycle(edge.place, loop))
+    if not loops:
+        _note_uncertain(flow, ways(next(iter(crossings)), crossings))
+
+
+def lane_crossings(flow: Flow, lane: Lane) -> dict[str, Crossing]:
+    """Return how the steps of a lane lead to each other, the first one first."""
+    lane_of = flow.lanes.lane_of
+    listed = [step for step in lane.listed if isinstance(step, str) and lane_of.get(step) is lane]
+    following = dict(pairwise(listed))
+    found: dict[str, Crossing] = {}
+    for step_id in (*listed, *(step for step in lane.paths if lane_of.get(step) is lane)):
+        targets = {edge.place[-1]: edge.target for edge in flow.inner_edges.get(step_id, ())}
+        next_step = following.get(step_id, targets.get("next_step"))
+        found[step_id] = Crossing(next_step, (), tuple(targets[name] for name in _CHOICES if name in targets))
+    return found
+
+
+def _ends(crossing: Crossing, following: str | None = None) -> list[str]:
+    next_step = crossing.next_step or following
+    return [*([next_step] if next_step is not None else ()), *crossing.choices]
 
 
 def _read_ways(flow: Flow) -> None:
     """Lead the ends of a conditional's paths to where the run goes on behind it."""
     if flow.start is None:
         return
-    found = ways(
-        flow.start, {step_id: _crossing(flow, step_id) for step_id in flow.steps if step_id not in flow.lane_of}
-    )
+    nodes = [step_id for step_id in flow.steps if step_id not in flow.lanes.lane_of]
+    found = ways(flow.start, {step_id: _crossing(flow, step_id) for step_id in nodes})
     for step_id, target in found.following.items():
         if target is not None:
             flow.guesses.append((step_id, target))
+    _note_uncertain(flow, found)
+
+
+def _note_uncertain(flow: Flow, found: Ways) -> None:
     for step_id, ends in found.uncertain.items():
-        there = " or ".join(quoted(end) if end is not None else "the end of the run" for end in ends)
+        end_of = "the end of the branch" if step_id in flow.lanes.lane_of else "the end of the run"
+        there = " or ".join(quoted(end) if end is not None else end_of for end in ends)
         message = (
             f"this step lies on paths that go on at different steps, {there}; give it a next_step, or let each path "
             "have a step of its own"
@@ -333,10 +261,6 @@ def _crossing(flow: Flow, step_id: str) -> Crossing:
         targets[str(edge.place[-1])].append(edge.target)
     choices = (*targets["if_true_step"], *targets["if_false_step"])
     return Crossing(next(iter(targets["next_step"]), None), tuple(targets["on_failure"]), choices)
-
-
-def _is(kind_of: str, step: Any) -> bool:
-    return isinstance(step, dict) and step.get("type") == kind_of
 
 
 def _read_reach(flow: Flow) -> None:

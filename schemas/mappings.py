@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.display import cut, place_text, quoted
-from schemas.draft import Draft
+from schemas.draft import LOOP, Draft
 from schemas.errors import Problem
 from schemas.expressions import Expression, read_expression
-from schemas.flow import Flow, block_names
+from schemas.flow import Flow
 from schemas.graph import preceding
+from schemas.lanes import block_names, is_kind
 from schemas.references import Part, PlacedReference, Template, read_template
+from schemas.scope import LOOP_PARTS
 from schemas.suggestions import nearest
 
 
@@ -34,6 +36,8 @@ def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
         problems.extend(read.problems)
         for placed in read.references:
             if placed.reference.step is None:
+                if placed.reference.part in LOOP_PARTS and next(flow.lanes.loops_around(step_id), None) is None:
+                    problems.append(_outside_of_loops(placed))
                 continue
             use = _Use(step_id, placed.reference.step, placed)
             where = _meeting(flow, use)
@@ -47,7 +51,9 @@ def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
 
 
 def _read(step_id: str, step: Mapping[str, Any]) -> Template | Expression | None:
-    mapping, condition = step.get("input_mapping"), step.get("condition")
+    mapping, condition, loop = step.get("input_mapping"), step.get("condition"), step.get("loop_config")
+    if isinstance(loop, dict) and loop.get("collection"):
+        return read_template(loop["collection"], ("steps", step_id, "loop_config", "collection"))
     if mapping and isinstance(mapping, dict):
         return read_template(mapping, ("steps", step_id, "input_mapping"))
     expression = condition.get("expression") if isinstance(condition, dict) else None
@@ -60,13 +66,20 @@ def _plain_problem(flow: Flow, use: _Use, where: tuple[str, str] | None) -> Prob
     """Return what can be told without looking at the whole graph."""
     used = quoted(use.used)
     if use.used not in flow.steps:
-        return _problem(use, "reference_to_unknown_step", f"there is no step {used}", flow.names.nearest(use.used))
+        suggestion = flow.lanes.names.nearest(use.used)
+        return _problem(use, "reference_to_unknown_step", f"there is no step {used}", suggestion)
     if use.used == use.user:
         return _problem(use, "reference_to_itself", "a step cannot refer to itself")
-    if use.used in flow.chain(use.user):
+    if use.used in flow.lanes.chain(use.user):
         return _problem(
             use, "reference_to_own_block", f"block {used} is done only after all its branches, this one too"
         )
+    if use.user in flow.lanes.chain(use.used):
+        return _problem(use, "reference_to_later_step", f"{used} lies within this step, and runs after it has begun")
+    entered = _loop_entered(flow, use)
+    if entered is not None:
+        message = f"{used} runs once for each item of loop {quoted(entered)}; outside of it, use what the loop comes to"
+        return _problem(use, "reference_into_loop", message, f"${{{entered}.output.iterations}}")
     if where is not None:
         one, other = where
         if one == other:
@@ -74,8 +87,8 @@ def _plain_problem(flow: Flow, use: _Use, where: tuple[str, str] | None) -> Prob
                 f"{used} runs at the same time, in the same block {quoted(one)}; only steps behind the block can use it"
             )
             return _problem(use, "reference_between_siblings", message)
-        if flow.place_in_lane[other] > flow.place_in_lane[one]:
-            return _problem(use, "reference_to_later_step", f"{used} comes later in the same branch")
+        if not flow.runs_before(other, one):
+            return _problem(use, "reference_to_later_step", f"{used} does not run before this step in their branch")
     return _errors_problem(flow, use)
 
 
@@ -84,15 +97,28 @@ def _meeting(flow: Flow, use: _Use) -> tuple[str, str] | None:
 
     In one branch these are the two steps of it that hold the user and the used one; in one block it is that, twice.
     """
-    around_used = {id(flow.lane_of[step]): step for step in flow.chain(use.used) if step in flow.lane_of}
-    blocks_of_used = set(flow.chain(use.used))
-    for step in flow.chain(use.user):
+    lanes = flow.lanes
+    around_used = {id(lanes.lane_of[step]): step for step in lanes.chain(use.used) if step in lanes.lane_of}
+    blocks_of_used = set(lanes.chain(use.used))
+    for step in lanes.chain(use.user):
         if step in blocks_of_used:
             return step, step
-        lane = flow.lane_of.get(step)
+        lane = lanes.lane_of.get(step)
         if lane is not None and id(lane) in around_used:
             return step, around_used[id(lane)]
     return None
+
+
+def _loop_entered(flow: Flow, use: _Use) -> str | None:
+    """Return the loop that the used step lies in, and the user does not; the outermost, where there are several."""
+    around_user = set(flow.lanes.loops_around(use.user))
+    entered = [loop for loop in flow.lanes.loops_around(use.used) if loop not in around_user]
+    return entered[-1] if entered else None
+
+
+def _outside_of_loops(placed: PlacedReference) -> Problem:
+    message = f"{cut(placed.reference.text)}: this step lies in no loop"
+    return Problem(place_text(placed.place), "reference_outside_loop", message)
 
 
 def _errors_problem(flow: Flow, use: _Use) -> Problem | None:
@@ -100,6 +126,9 @@ def _errors_problem(flow: Flow, use: _Use) -> Problem | None:
     if reference.part is not Part.ERRORS:
         return None
     branches = block_names(flow.steps[use.used])
+    if is_kind(LOOP, flow.steps[use.used]):
+        message = f"{quoted(use.used)} is a loop; its iterations tell their errors"
+        return _problem(use, "reference_to_errors", message, "output.iterations")
     if branches is None:
         return _problem(use, "reference_to_errors", f"{quoted(use.used)} is no block; it has one error", "error")
     name = reference.path[0] if reference.path else None
@@ -119,7 +148,7 @@ def _order_problems(flow: Flow, uses: list[_Use]) -> Iterator[Problem]:
     Where a step cannot be reached at all, that is the problem. Where an edge could not be read, only a step that is
     known to come behind is too late.
     """
-    placed = [(use, flow.node_of(use.used), flow.node_of(use.user)) for use in uses]
+    placed = [(use, flow.lanes.node_of(use.used), flow.lanes.node_of(use.user)) for use in uses]
     placed = [(use, used, user) for use, used, user in placed if used in flow.reached and user in flow.reached]
     successors = flow.successors(guessed=True)
     before = preceding([(used, user) for _, used, user in placed], successors)

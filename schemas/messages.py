@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from schemas.names import AGENT_NAME_PATTERN, STEP_ID_PATTERN, WORKFLOW_ID_PATTERN
+from schemas.names import AGENT_NAME_PATTERN, EXECUTION_ID_PATTERN, STEP_ID_PATTERN, WORKFLOW_ID_PATTERN
 from schemas.statuses import ReportStatus, ResultStatus, StepStatus
 
 _RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d")
@@ -37,6 +37,7 @@ def _written_as_time(value: object) -> object:
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=365 * 86_400)]
 StepId = Annotated[str, StringConstraints(pattern=STEP_ID_PATTERN)]
+ExecutionId = Annotated[str, StringConstraints(pattern=EXECUTION_ID_PATTERN)]
 AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
 WorkflowId = Annotated[str, StringConstraints(pattern=WORKFLOW_ID_PATTERN)]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -110,8 +111,8 @@ class AgentTask(Message):
 
     task_id: UUID = Field(description="Random for each attempt. The result must echo it.")
     run_id: UUID
-    step_id: StepId
-    parent_step_id: StepId | None = None
+    step_id: ExecutionId = Field(description="In the body of a loop with the number of the iteration: `x[3]`.")
+    parent_step_id: ExecutionId | None = None
     branch_name: str | None = None
     agent_name: AgentName
     attempt: Positive
@@ -161,7 +162,7 @@ class BranchesCancelled(Message):
     """Tell all workers that a block goes on without its open branches. What they still do for those has no effect."""
 
     run_id: UUID
-    block_id: StepId
+    block_id: ExecutionId
 
 
 class StepEvent(BaseModel):

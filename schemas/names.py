@@ -11,6 +11,8 @@ MAX_NAME_LENGTH: Final = 100
 RESERVED_STEP_ID: Final = "workflow"  # `${workflow.input}` is the run's input
 
 STEP_ID_PATTERN: Final = rf"^[A-Za-z0-9_][A-Za-z0-9_-]{{0,{MAX_NAME_LENGTH - 1}}}$"
+# In the body of a loop the numbers of the iterations follow: `x[3]`, in a loop within a loop `y[3][0]`.
+EXECUTION_ID_PATTERN: Final = STEP_ID_PATTERN.removesuffix("$") + r"(\[[0-9]{1,9}\]){0,8}$"
 AGENT_NAME_PATTERN: Final = rf"^[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_NAME_LENGTH - 1}}}$"
 WORKFLOW_ID_PATTERN: Final = r"^[^\x00-\x1f\x7f]{1,200}$"
 

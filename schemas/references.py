@@ -1,9 +1,10 @@
 """References in `input_mapping`: read once per plan, resolved for every attempt.
 
 A reference is `${workflow.input}`, `${STEP.output}`, `${STEP.error}` or, of a block, `${STEP.errors}` with the errors
-of its branches, each with a path behind it or without, or `${STEP.status}`. A path goes through objects by `.key` and
-through arrays by `[index]`, counted from 0; a key is any text without dots, brackets, braces and outer spaces. `$${`
-stands for a literal `${`.
+of its branches, each with a path behind it or without, or `${STEP.status}`. In the body of a loop there are also
+`${loop.item}`, with a path or without, `${loop.index}`, `${loop.total}`, `${loop.is_first}` and `${loop.is_last}`; a
+step may be called "loop" all the same. A path goes through objects by `.key` and through arrays by `[index]`, counted
+from 0; a key is any text without dots, brackets, braces and outer spaces. `$${` stands for a literal `${`.
 
 `compile_template` turns a value into a `Template`, a tree in which everything without references is a constant.
 Resolving goes through that tree and never through what the references lead to: data that holds `${...}` stays as it
@@ -20,7 +21,7 @@ from schemas.display import Place, cut, place_text, quoted
 from schemas.errors import Problem, TemplateInvalid
 from schemas.json_text import MAX_DEPTH
 from schemas.names import RESERVED_STEP_ID
-from schemas.scope import Part, Reference, Scope, StepOutcome
+from schemas.scope import LOOP_PARTS, Part, Reads, Reference, Scope, StepOutcome, read_by
 from schemas.suggestions import nearest
 
 __all__ = [
@@ -41,6 +42,15 @@ _HEAD: Final = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)(?:\.([A-Za-z0-9_-]+))?"
 _PATH_PART: Final = re.compile(r"\.([^.\[\]{}\s](?:[^.\[\]{}]*[^.\[\]{}\s])?)|\[([0-9]{1,9})\]")
 _PATH: Final = re.compile(f"(?:{_PATH_PART.pattern})*")
 _STEP_PARTS: Final = (Part.OUTPUT, Part.ERROR, Part.STATUS, Part.ERRORS)
+_LOOP: Final = "loop"
+_LOOP_OR_STEP: Final = (*LOOP_PARTS, *_STEP_PARTS)
+_PLAIN: Final = {
+    Part.STATUS: "a word",
+    Part.INDEX: "a number",
+    Part.TOTAL: "a number",
+    Part.IS_FIRST: "true or false",
+    Part.IS_LAST: "true or false",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +67,13 @@ class Template:
 
     references: tuple[PlacedReference, ...]
     problems: tuple[Problem, ...]  # references that cannot be read; none after `compile_template`
-    steps: frozenset[str]  # the ids of the steps that it refers to
-    blocks: frozenset[str]  # those of them whose branches' errors it refers to
+    reads: Reads
     _node: "_Node"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is just one reference, and so becomes whatever that leads to."""
+        return isinstance(self._node, Reference)
 
     def resolve(self, scope: Scope) -> Any:
         """Return the value with all its references replaced; parts of it are shared with the template and *scope*.
@@ -68,9 +82,6 @@ class Template:
             ReferenceBroken: A reference leads nowhere.
         """
         return self._node.resolve(scope)
-
-
-_NO_STEPS: Final[frozenset[str]] = frozenset()
 
 
 def compile_template(value: Any) -> Template:
@@ -94,14 +105,8 @@ def read_template(value: Any, at: Place = ()) -> Template:
     """
     reader = _Reader()
     node = reader.read(value, at, MAX_DEPTH)
-    referred = {placed.reference.step for placed in reader.references if placed.reference.step is not None}
-    steps = frozenset(referred) if referred else _NO_STEPS  # one for all of the many templates without any
-    blocks = frozenset(
-        placed.reference.step
-        for placed in reader.references
-        if placed.reference.part is Part.ERRORS and placed.reference.step is not None
-    )
-    return Template(tuple(reader.references), tuple(reader.problems), steps, blocks or _NO_STEPS, node)
+    reads = read_by(placed.reference for placed in reader.references)
+    return Template(tuple(reader.references), tuple(reader.problems), reads, node)
 
 
 # The tree. A Reference is a node too.
@@ -236,17 +241,17 @@ def _parse(text: str, inner: str | None) -> Reference:
     head = _HEAD.match(inner)
     if head is None:
         raise _Malformed(f"{cut(text)} is no reference: {_FORMS}; {_LITERAL_HINT}")
-    step = None if head[1] == RESERVED_STEP_ID else head[1]
     part = _parse_part(text, head)
     path = _parse_path(text, inner[head.end() :])
-    if part is Part.STATUS and path:
-        raise _Malformed(f"{cut(text)}: a status is a word and has nothing below it", f"${{{step}.status}}")
-    return Reference(text, step, part, path)
+    if part in _PLAIN and path:
+        what = "a status is a word" if part is Part.STATUS else f"{part} is {_PLAIN[part]}"
+        raise _Malformed(f"{cut(text)}: {what} and has nothing below it", f"${{{head[1]}.{part}}}")
+    return Reference(text, head[1] if part in _STEP_PARTS else None, part, path)
 
 
 def _parse_part(text: str, head: re.Match[str]) -> Part:
     name, word, rest = head[1], head[2], head.string[head.end() :]
-    known = (Part.INPUT,) if name == RESERVED_STEP_ID else _STEP_PARTS
+    known = (Part.INPUT,) if name == RESERVED_STEP_ID else _LOOP_OR_STEP if name == _LOOP else _STEP_PARTS
     if word in known:
         return Part(word)
     forms = " or ".join(f"${{{name}.{part}}}" for part in known[:3])

@@ -1,9 +1,9 @@
-"""What a reference leads to: the input of the run and the outcomes of the steps that have run."""
+"""What a reference leads to: the input of the run, the outcomes of the steps that have run, and a loop's iteration."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from schemas.display import cut, kind, listed, place_text, quoted
 from schemas.errors import ReferenceBroken
@@ -17,13 +17,21 @@ _NO_ERROR: Final[Mapping[str, Any]] = {"code": None, "message": None, "details":
 
 
 class Part(StrEnum):
-    """What a reference takes: the input of the workflow, or something of a step."""
+    """What a reference takes: the input of the workflow, or something of a step or of an iteration."""
 
     INPUT = "input"
     OUTPUT = "output"
     ERROR = "error"
     STATUS = "status"
     ERRORS = "errors"  # of a block: those of its failed branches, by name
+    ITEM = "item"  # of the collection that the innermost loop goes through
+    INDEX = "index"  # of the item, from 0
+    TOTAL = "total"  # so many items there are
+    IS_FIRST = "is_first"
+    IS_LAST = "is_last"
+
+
+LOOP_PARTS: Final = (Part.ITEM, Part.INDEX, Part.TOTAL, Part.IS_FIRST, Part.IS_LAST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +45,21 @@ class StepOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Iteration:
+    """What the steps in a loop's body can see of their iteration."""
+
+    index: int  # from 0
+    total: int
+    item: Any = None  # known where it is asked for
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """All that references can lead to. A step that is not in `steps` has not run on this path."""
 
     workflow_input: Any
     steps: Mapping[str, StepOutcome]
+    iteration: Iteration | None = None  # of the innermost loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +67,7 @@ class Reference:
     """One well-formed reference."""
 
     text: str  # as it was written, with its braces
-    step: str | None  # None: the workflow
+    step: str | None  # None: the workflow, or the loop
     part: Part
     path: tuple[str | int, ...]
 
@@ -68,7 +86,7 @@ class Reference:
 
     def _start(self, scope: Scope) -> Any:
         if self.step is None:
-            return scope.workflow_input
+            return scope.workflow_input if self.part is Part.INPUT else self._of_iteration(scope.iteration)
         outcome = scope.steps.get(self.step)
         if self.part is Part.STATUS:
             return str(StepStatus.SKIPPED if outcome is None else outcome.status)
@@ -79,6 +97,21 @@ class Reference:
         if self.part is Part.ERRORS:
             return self._errors(outcome.errors or {})
         return _error(outcome.error, is_opened=bool(self.path))
+
+    def _of_iteration(self, iteration: Iteration | None) -> Any:
+        if iteration is None:
+            raise self._broken("it lies in no loop")
+        match self.part:
+            case Part.ITEM:
+                return iteration.item
+            case Part.INDEX:
+                return iteration.index
+            case Part.TOTAL:
+                return iteration.total
+            case Part.IS_FIRST:
+                return iteration.index == 0
+            case _:
+                return iteration.index == iteration.total - 1
 
     def _errors(self, errors: Mapping[str, Mapping[str, Any]]) -> dict[str | int, Any]:
         """Return the errors by branch; a branch that went well has one too, where it is asked for."""
@@ -91,8 +124,43 @@ class Reference:
         return ReferenceBroken(self.text, f"{cut(self.text, _LONGEST_REFERENCE)} leads nowhere: {why}")
 
     def _why(self, done: int, value: Any) -> str:
-        way = place_text((self.step or "workflow", str(self.part), *self.path[:done]))
+        owner = self.step or ("workflow" if self.part is Part.INPUT else "loop")
+        way = place_text((owner, str(self.part), *self.path[:done]))
         return f"{cut(way, _LONGEST_REFERENCE)} {_lack(value, self.path[done])}"
+
+
+class Reads(NamedTuple):
+    """What some references lead to."""
+
+    steps: frozenset[str] = frozenset()
+    blocks: frozenset[str] = frozenset()  # those whose branches' errors are read
+    loop_parts: frozenset[Part] = frozenset()  # of the innermost loop
+
+    def and_of(self, others: Iterable["Reads"]) -> "Reads":
+        """Return what these and *others* lead to."""
+        many = [self, *others]
+        return Reads(
+            frozenset().union(*(reads.steps for reads in many)),
+            frozenset().union(*(reads.blocks for reads in many)),
+            frozenset().union(*(reads.loop_parts for reads in many)),
+        )
+
+
+NOTHING_READ: Final = Reads()
+
+
+def read_by(references: Iterable[Reference]) -> Reads:
+    """Return what *references* lead to."""
+    steps, blocks, loop_parts = set(), set(), set()
+    for reference in references:
+        if reference.step is not None:
+            steps.add(reference.step)
+            if reference.part is Part.ERRORS:
+                blocks.add(reference.step)
+        elif reference.part in LOOP_PARTS:
+            loop_parts.add(reference.part)
+    reads = Reads(frozenset(steps), frozenset(blocks), frozenset(loop_parts))
+    return reads if any(reads) else NOTHING_READ  # one for all of the many templates that read nothing
 
 
 def _error(error: Mapping[str, Any] | None, *, is_opened: bool) -> dict[str, Any] | None:

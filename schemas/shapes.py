@@ -52,6 +52,7 @@ _EXPECTED: Final[Mapping[str, str]] = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "list_type": "an array",
+    "collection_type": "an array, or a reference to one",
     "dict_type": _OBJECT,
     "model_type": _OBJECT,
     "model_attributes_type": _OBJECT,

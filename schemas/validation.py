@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.display import Place, kind, place_text, quoted
-from schemas.draft import CONDITIONAL, FORK_JOIN, Draft, read_draft
+from schemas.draft import CONDITIONAL, FORK_JOIN, LOOP, Draft, read_draft
 from schemas.errors import JsonRefused, Problem, WorkflowInvalid
-from schemas.flow import block_names, read_flow
+from schemas.flow import read_flow
 from schemas.json_text import check_json
+from schemas.lanes import block_names
 from schemas.mappings import mapping_problems
+from schemas.references import read_template
 from schemas.shapes import shape_problem
 from schemas.statuses import JoinPolicy
 from schemas.workflow import Workflow
@@ -23,7 +25,7 @@ from schemas.workflow import Workflow
 _STEP_TAG: Final = 2  # where pydantic puts the step's type into a place: steps, id, type, field
 _STEP_FIELD: Final = 3
 _POINTERS: Final = frozenset(
-    {"start_step", "next_step", "on_failure", "if_true_step", "if_false_step", "parallel_steps", "steps"}
+    {"start_step", "next_step", "on_failure", "if_true_step", "if_false_step", "parallel_steps", "steps", "loop_body"}
 )
 
 
@@ -79,6 +81,8 @@ def _worded(detail: ErrorDetails) -> Problem:
             problem.code == "empty"
         ):
             return Problem(problem.place, "empty_block", "a block needs at least one branch")
+        case ("steps", _, "loop_config", "loop_body") if problem.code == "empty":
+            return Problem(problem.place, "empty_block", "a loop needs at least one step in its body")
         case ("steps",) if problem.code == "empty":
             return Problem(problem.place, "no_steps", "a workflow needs at least one step")
         case _:
@@ -107,6 +111,7 @@ def _inconsistencies(draft: Draft) -> Iterator[Problem]:
     yield from _retried_twice(draft)
     yield from _impossible_joins(draft)
     yield from _pathless_conditions(draft)
+    yield from _impossible_collections(draft)
 
 
 def _mismatched_ids(draft: Draft) -> Iterator[Problem]:
@@ -131,6 +136,18 @@ def _pathless_conditions(draft: Draft) -> Iterator[Problem]:
             if paths == [None, None]:
                 message = "a conditional step has a path, or two: give if_true_step or if_false_step"
                 yield Problem(place_text(("steps", key, "if_true_step")), "missing_field", message)
+
+
+def _impossible_collections(draft: Draft) -> Iterator[Problem]:
+    for key, step in draft.steps.items():
+        config = step.get("loop_config") if isinstance(step, dict) and step.get("type") == LOOP else None
+        collection = config.get("collection") if isinstance(config, dict) else None
+        if not isinstance(collection, str):
+            continue
+        template = read_template(collection)
+        if not template.problems and not template.is_reference:
+            message = "a collection is an array, or just one reference to an array, such as ${s.output.items}"
+            yield Problem(place_text(("steps", key, "loop_config", "collection")), "not_a_collection", message)
 
 
 def _impossible_joins(draft: Draft) -> Iterator[Problem]:

@@ -50,6 +50,15 @@ WorkerName = Annotated[
 ]
 
 
+def _collection(value: Any) -> Any:
+    if not isinstance(value, str | list | tuple):
+        raise PydanticCustomError("collection_type", "neither an array nor a reference")
+    return value
+
+
+Collection = Annotated[Any, AfterValidator(_collection), Field(json_schema_extra={"type": ["string", "array"]})]
+
+
 # A misspelt option must not be ignored.
 _STRICT: Final = ConfigDict(extra="forbid")
 
@@ -219,7 +228,53 @@ class ConditionalStep(_Step):
     if_false_step: StepId | None = Field(None, description="Where the run goes on when it does not.")
 
 
-Step = Annotated[AgentStep | ParallelStep | ForkJoinStep | ConditionalStep, Field(discriminator="type")]
+class ExecutionMode(StrEnum):
+    """Whether the iterations of a loop run one after the other, or at the same time."""
+
+    SEQUENTIAL = "sequential"
+    PARALLEL = "parallel"
+
+
+class OnError(StrEnum):
+    """What a failed iteration means for the loop."""
+
+    STOP = "stop"
+    CONTINUE = "continue"
+    COLLECT = "collect"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class LoopConfig:
+    """What a `loop` step goes through, and what it does with each item."""
+
+    collection: Collection = Field(description="An array, or a reference to one, such as ${s.output.items}.")
+    loop_body: Annotated[list[StepId], Field(min_length=1)] = Field(
+        description="The steps of each iteration, one after the other; they may use ${loop.item}."
+    )
+    execution_mode: ExecutionMode = ExecutionMode.SEQUENTIAL
+    max_parallelism: Annotated[
+        _Count | None,
+        Field(description="How many iterations may run at once in the whole cluster; by default no limit."),
+    ] = None
+    max_iterations: Annotated[
+        _Count | None, Field(description="A longer collection fails the step; by default any length is right.")
+    ] = None
+    on_error: OnError = Field(
+        OnError.STOP,
+        description="After a failed iteration: `stop` starts no further one and fails the step, `collect` runs all and "
+        "then fails it, `continue` runs all and completes it.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class LoopStep(_WorkingStep):
+    """A block that runs the same steps for each item of a collection."""
+
+    type: Literal["loop"]
+    loop_config: LoopConfig
+
+
+Step = Annotated[AgentStep | ParallelStep | ForkJoinStep | LoopStep | ConditionalStep, Field(discriminator="type")]
 
 
 class Workflow(BaseModel):

@@ -94,10 +94,16 @@ def event_line(event: StepEvent) -> str:
     """Return one status change as a line of text."""
     what = "run" if event.step_id is None else event.step_id
     if event.parent_step_id is not None:
-        branch = f"{event.branch_name} / " if event.branch_name not in {None, event.step_id} else ""
-        what = f"{event.parent_step_id} / {branch}{what}"
+        branch = branch_of(what, event.branch_name)
+        what = f"{event.parent_step_id} / {f'{branch} / ' if branch is not None else ''}{what}"
     error = f"  {event.error.code}: {_one_line(event.error.message)}" if event.error is not None else ""
     return f"{event.at:%H:%M:%S.%f}"[:-3] + f"  {event.status:<9}  {what}{error}"
+
+
+def branch_of(step_id: str, branch_name: str | None) -> str | None:
+    """Return the name of a step's branch, unless the step's id says it already."""
+    told = branch_name in {None, step_id} or step_id.endswith(f"[{branch_name}]")
+    return None if told else branch_name
 
 
 def _write_lines(messages: Iterable[RunEvent]) -> None:

@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from messaging.port import QueueDepth
 from messaging.topology import agent_queue
-from orchestrator.cli.progress import STYLES
+from orchestrator.cli.progress import STYLES, branch_of
 from orchestrator.cli.terminal import harmless
 from orchestrator.cli.waiting import WaitingFor, words
 from orchestrator.storage.agents import AgentActivity, BusyWorker
@@ -175,15 +175,17 @@ def _earlier_line(earlier: AttemptView) -> str:
 
 
 def _line(step: StepView, waiting: Mapping[str, WaitingFor]) -> str:
-    branch = f"{escape(step.branch_name)} / " if step.branch_name not in {None, step.step_id} else ""
-    parts = [f"{branch}[bold]{escape(step.step_id)}[/bold]", _styled(step.status.value)]
+    branch = branch_of(step.step_id, step.branch_name)
+    within = f"{escape(branch)} / " if branch is not None else ""
+    parts = [f"{within}[bold]{escape(step.step_id)}[/bold]", _styled(step.status.value)]
     duration = _duration(step.started_at, step.finished_at)
     if duration:
         parts.append(duration)
     if step.branches_total is not None:
         ended = step.branches_total - (step.branches_open or 0)
         limit = f", at most {step.max_parallelism} at once" if step.max_parallelism is not None else ""
-        parts.append(f"{ended} of {step.branches_total} branches ended{limit}")
+        what = "iterations" if step.join_policy is None else "branches"
+        parts.append(f"{ended} of {step.branches_total} {what} ended{limit}")
     if step.agent_name is not None:
         parts.append(f"[dim]{escape(step.agent_name)}[/dim]")
     if step.worker_id is not None and step.status.is_final:

@@ -6,35 +6,37 @@ from typing import Final
 from uuid import UUID
 
 from orchestrator.engine import codes
+from orchestrator.engine.placement import new_row
 from orchestrator.engine.plan import AgentPlan
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.transitions import Trigger
 from schemas.errors import ReferenceBroken
 from schemas.messages import ErrorInfo
-from schemas.references import Scope
+from schemas.scope import Scope
 from schemas.statuses import StepStatus
 
 # A worker ends an overdue attempt itself; the orchestrator waits this much longer before it believes the worker lost.
 TIMEOUT_GRACE: Final = timedelta(seconds=10)
 
 
-def new_step(run_id: UUID, plan: AgentPlan, scope: Scope, now: datetime) -> StepExecution:
-    """Return the new row of an agent step: PENDING with its input, or FAILED when the input cannot be made."""
-    step = StepExecution(
-        run_id=run_id,
-        step_id=plan.id,
-        status=StepStatus.PENDING,
-        position=plan.position,
-        ordinal=plan.ordinal,
-        parent_step_id=plan.block_id,
-        branch_name=plan.branch_name,
-        join_policy=plan.join_policy,
+def new_step(
+    run_id: UUID, plan: AgentPlan, execution: str, around: str | None, scope: Scope, now: datetime
+) -> StepExecution:
+    """Return the new row of an agent step: PENDING with its input, or FAILED when the input cannot be made.
+
+    Args:
+        run_id: Its run.
+        plan: The step.
+        execution: The id of this execution of it.
+        around: The execution of the block in whose branch it is.
+        scope: What its input is made of.
+        now: The time.
+    """
+    step = new_row(run_id, plan, execution, around, now, StepStatus.PENDING)._replace(
         agent_name=plan.agent_name,
         timeout_seconds=plan.limits.attempt,
         queue_timeout_seconds=plan.limits.queue,
         heartbeat_timeout_seconds=plan.limits.heartbeat,
-        branch_timeout_seconds=plan.branch_timeout,
-        created_at=now,
     )
     try:
         return step._replace(input=plan.template.resolve(scope))

@@ -5,6 +5,9 @@ from typing import Final
 # Why a step failed.
 AGENT_ERROR: Final = "agent_error"  # the agent raised; the details hold its type and traceback
 BRANCHES_FAILED: Final = "branches_failed"  # a block: at least one branch failed
+ITERATIONS_FAILED: Final = "iterations_failed"  # a loop: at least one iteration failed
+NOT_A_COLLECTION: Final = "not_a_collection"  # a loop: what it should go through is no array
+TOO_MANY_ITERATIONS: Final = "too_many_iterations"  # a loop: its collection is longer than max_iterations
 CONDITION_FAILED: Final = "condition_failed"  # the condition cannot be evaluated
 REFERENCE_BROKEN: Final = "reference_broken"  # its input refers to something that is not there
 PAYLOAD_TOO_LARGE: Final = "payload_too_large"  # its task exceeds what the broker takes

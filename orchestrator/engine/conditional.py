@@ -5,13 +5,15 @@ other path is SKIPPED, unless the run may still come to it by another way.
 """
 
 from datetime import datetime
-from uuid import UUID
 
 from orchestrator.engine import codes
+from orchestrator.engine.attempt import begun
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.inputs import StepEnded, StepReached
-from orchestrator.engine.plan import ConditionalPlan
+from orchestrator.engine.placement import new_row
+from orchestrator.engine.plan import ConditionalPlan, Plan
 from orchestrator.engine.records import StepExecution
+from orchestrator.engine.sight import scope_of
 from orchestrator.engine.state import RunState
 from orchestrator.engine.transitions import Trigger
 from schemas.errors import ExpressionFailed, ReferenceBroken
@@ -19,11 +21,12 @@ from schemas.messages import ErrorInfo
 from schemas.statuses import StepStatus
 
 
-def chosen(state: RunState, run_id: UUID, plan: ConditionalPlan, now: datetime) -> Decision:
+def chosen(state: RunState, event: StepReached, plan: ConditionalPlan, now: datetime) -> Decision:
     """Evaluate the condition, whose outcomes are known, and go on at the step that it leads to."""
-    asked = StepExecution(run_id=run_id, step_id=plan.id, status=StepStatus.RUNNING, created_at=now, started_at=now)
+    assert state.plan is not None
+    asked = _asked(state, event, plan, now)
     try:
-        holds = plan.expression.evaluate(state.scope(plan.expression.steps))
+        holds = plan.expression.evaluate(scope_of(state, event.step_id, plan.reads))
     except ReferenceBroken as broken:
         details = {"reference": broken.reference}
         return _failed(asked, ErrorInfo(code=codes.REFERENCE_BROKEN, message=str(broken), details=details), now)
@@ -32,9 +35,23 @@ def chosen(state: RunState, run_id: UUID, plan: ConditionalPlan, now: datetime) 
     taken = plan.if_true if holds else plan.if_false
     skipped = plan.skipped_if_true if holds else plan.skipped_if_false
     answered = asked.advanced(Trigger.COMPLETE, output={"result": holds, "step": taken}, finished_at=now)
-    steps = (answered, _skipped(run_id, skipped, now)) if skipped is not None else (answered,)
-    then = StepReached(run_id, taken) if taken is not None else StepEnded(run_id, plan.id)
-    return Decision(Verdict.APPLIED, steps=steps, then=(then,))
+    steps = (answered, _skipped(state.plan, answered, skipped, now)) if skipped is not None else (answered,)
+    if taken is None:
+        return Decision(Verdict.APPLIED, steps=steps, then=(StepEnded(event.run_id, event.step_id),))
+    following = state.plan.beside(event.step_id, taken)
+    return Decision(Verdict.APPLIED, steps=steps, then=(StepReached(event.run_id, following, after=event.step_id),))
+
+
+def _asked(state: RunState, event: StepReached, plan: ConditionalPlan, now: datetime) -> StepExecution:
+    """Return the row as it begins. One that is the first step of a branch behind a gate has a row already."""
+    assert state.plan is not None
+    row = state.steps.get(event.step_id) or new_row(
+        event.run_id, plan, event.step_id, state.plan.around(event.step_id), now, StepStatus.PENDING
+    )
+    before = state.steps[event.after] if event.after is not None else None
+    if before is not None:
+        row = row._replace(branch_due_at=before.branch_due_at)
+    return begun(row, now).advanced(Trigger.START, started_at=now)
 
 
 def _failed(asked: StepExecution, error: ErrorInfo, now: datetime) -> Decision:
@@ -42,5 +59,7 @@ def _failed(asked: StepExecution, error: ErrorInfo, now: datetime) -> Decision:
     return Decision(Verdict.APPLIED, steps=(failed,), then=(StepEnded(asked.run_id, asked.step_id),))
 
 
-def _skipped(run_id: UUID, step_id: str, now: datetime) -> StepExecution:
-    return StepExecution(run_id=run_id, step_id=step_id, status=StepStatus.SKIPPED, created_at=now, finished_at=now)
+def _skipped(plan: Plan, choice: StepExecution, step_id: str, now: datetime) -> StepExecution:
+    execution = plan.beside(choice.step_id, step_id)
+    row = new_row(choice.run_id, plan.step(execution), execution, choice.parent_step_id, now, StepStatus.SKIPPED)
+    return row._replace(finished_at=now)

@@ -15,7 +15,8 @@ How a run moves:
                                                                             run ended ◀─────┘
 
 An attempt that failed may be followed by another: its step waits, and goes on with RetryDue (see `retries`). Where the
-rest of a block is not waited for, BlockDrained comes while branches are open, and cancels them.
+rest of a block is not waited for, BlockDrained comes while branches are open, and cancels them. Where a loop stops
+after a failure, those that wait at its gate are cancelled, and LineClosed says how many.
 
 Late and repeated inputs are normal and get a verdict; an exception from here means a bug.
 """
@@ -31,6 +32,7 @@ from orchestrator.engine.inputs import (
     BranchArrived,
     CancelRequested,
     Input,
+    LineClosed,
     RetryDue,
     RunOverdue,
     RunRequested,
@@ -78,6 +80,8 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
             return lifecycle.step_reached(state, event, moment.now, moment.new_id)
         case BlockForked():
             return block.forked(state, event, moment.now)
+        case LineClosed():
+            return block.line_closed(state, event)
         case BlockDrained():
             return block.drained(state, event, moment.now)
         case StepEnded():
@@ -99,6 +103,13 @@ def apply(state: RunState, decision: Decision, moment: Moment) -> None:
         state.cancel_open_steps(moment.now, of_block=decision.cancels_branches_of)
     for step in decision.steps:
         state.put_step(step)
+    if decision.fork is not None and decision.fork.items is not None:
+        state.collections[decision.fork.block_id] = decision.fork.items
+    if decision.closes_line_of is not None:
+        closing = state.steps[decision.closes_line_of]
+        assert closing is not None, "whose gate it is has just been counted"
+        assert closing.branches is not None, "a gate is of a block"
+        state.cancel_line(closing.step_id, closing.branches.passed, moment.now)
 
 
 def first_wanted(event: Input) -> Wanted:

@@ -1,13 +1,13 @@
 """What a decision says: a verdict, row changes, messages to send, and inputs that follow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from typing import NamedTuple
+from enum import Enum, StrEnum, auto
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from orchestrator.engine.inputs import FollowUp, RunRequested, SlotsFree
-from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
 from schemas.messages import ErrorInfo, RunResult
 
@@ -70,6 +70,30 @@ class Ticket(NamedTuple):
     step_id: str
 
 
+class Fork(NamedTuple):
+    """A block or loop whose branches are to be created (see `orchestrator.engine.block.fork`)."""
+
+    block_id: str
+    items: Sequence[Any] | None = None  # of a loop's collection
+    keeps_items: bool = False  # steps that are entered later want to see them
+
+
+class JoinForm(Enum):
+    """What the output of a block consists of."""
+
+    COMPLETED = auto()  # the outputs of the branches that completed, by name
+    ALL = auto()  # those of all branches, by name; null where one did not complete
+    ITERATIONS = auto()  # what became of each iteration, and how many of each kind there are
+
+
+class Join(NamedTuple):
+    """A block whose output is to be put together from those of its branches."""
+
+    block_id: str
+    form: JoinForm
+    around: str | None  # the block in one of whose branches it is
+
+
 class Decision(NamedTuple):
     """The answer to one input; everything in it is stored in one transaction, or nothing is."""
 
@@ -80,10 +104,11 @@ class Decision(NamedTuple):
     steps: tuple[StepExecution, ...] = ()  # new versions, or new rows
     ended: EndedAttempt | None = None  # goes into the history; its step waits for the next attempt
     sends: tuple[Send, ...] = ()
-    fork: BlockPlan | None = None  # create the branches of this block (see `orchestrator.engine.block.fork`)
-    join: BlockPlan | None = None  # store the aggregated outputs of this block's branches as its output
+    fork: Fork | None = None
+    join: Join | None = None
     cancels_open_steps: bool = False
     cancels_branches_of: str | None = None  # before anything else of this is written
+    closes_line_of: str | None = None  # cancel those who wait at the gate of this block; LineClosed follows
     released: Ticket | None = None  # of a branch that is over
     then: tuple[FollowUp, ...] = ()  # decided next
     afterwards: SlotsFree | None = None  # decided once all other inputs of the batch for this run are

@@ -29,10 +29,10 @@ from uuid import UUID
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched
 from orchestrator.engine.decision import Decision, SendTask, Verdict
-from orchestrator.engine.inputs import BranchArrived, SlotsFree, StepReached
-from orchestrator.engine.plan import branch_from
+from orchestrator.engine.inputs import BranchArrived, SlotsFree, StepEnded, StepReached
 from orchestrator.engine.records import Branches, StepExecution
 from orchestrator.engine.state import RunState, Wanted
+from orchestrator.engine.transitions import Trigger
 from schemas.statuses import StepStatus
 
 
@@ -57,7 +57,7 @@ def _first_step_over(state: RunState, first: StepExecution) -> Decision | Wanted
     if missing:
         return missing
     assert state.plan is not None
-    following = [plan.id for plan in branch_from(state.plan.steps, first.step_id)]
+    following = state.plan.lane(first.step_id)
     missing = state.missing(Wanted(steps=frozenset(following)))
     if missing:
         return missing
@@ -91,8 +91,11 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     again = state.ready_again(block.step_id, ready) or ()
     first_time = state.next_in_line(block.step_id, counters.passed, next_ones) or () if next_ones else ()
     through = (*again, *first_time)
-    sent = tuple(dispatched(step, now, new_id) for step in through if step.branches is None)
-    inner = tuple(StepReached(event.run_id, step.step_id) for step in through if step.branches is not None)
+    sent = tuple(dispatched(step, now, new_id) for step in through if _has_task(step))
+    broken = tuple(
+        step.advanced(Trigger.FAIL, error=step.error, finished_at=now) for step in through if step.error is not None
+    )
+    entered = tuple(StepReached(event.run_id, step.step_id) for step in through if step.agent_name is None)
     taken = counters._replace(
         dispatched=counters.dispatched + len(through),
         ready=counters.ready - len(again),
@@ -100,10 +103,15 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     )
     return Decision(
         Verdict.APPLIED,
-        steps=(block._replace(branches=taken), *sent),
+        steps=(block._replace(branches=taken), *sent, *broken),
         sends=tuple(SendTask(step) for step in sent),
-        then=inner,
+        then=(*entered, *(StepEnded(event.run_id, step.step_id) for step in broken)),
     )
+
+
+def _has_task(step: StepExecution) -> bool:
+    """Whether an agent is to be called; not where no input could be made for it, as its error tells."""
+    return step.agent_name is not None and step.error is None
 
 
 def _passed(counters: Branches, sent: Sequence[StepExecution], asked: int) -> int:

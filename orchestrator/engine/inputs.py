@@ -134,6 +134,15 @@ class BlockForked:
 
 
 @dataclass(frozen=True, slots=True)
+class LineClosed:
+    """So many branches that waited at a block's gate were cancelled: no further one starts."""
+
+    run_id: UUID
+    block_id: str
+    cancelled: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlockDrained:
     """The last open branch of a block has ended."""
 
@@ -162,5 +171,5 @@ ExternalInput = (
     | TaskMissing
     | CancelRequested
 )
-FollowUp = StepReached | BlockForked | BlockDrained | StepEnded | SlotsFree
+FollowUp = StepReached | BlockForked | LineClosed | BlockDrained | StepEnded | SlotsFree
 Input = ExternalInput | FollowUp

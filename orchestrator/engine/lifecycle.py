@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, assert_never
 from uuid import UUID
 
 from orchestrator.engine import codes
@@ -12,8 +12,9 @@ from orchestrator.engine.block import branch_ended, entered
 from orchestrator.engine.conditional import chosen
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, RunRequested, StepEnded, StepReached
-from orchestrator.engine.plan import AgentPlan, BlockPlan, BranchStep, ConditionalPlan, StepPlan
+from orchestrator.engine.plan import AgentPlan, BlockPlan, ConditionalPlan, LoopPlan, StepPlan
 from orchestrator.engine.records import Run, StepExecution
+from orchestrator.engine.sight import scope_of, wanted_by
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_run_status
 from schemas.messages import ErrorInfo, RunResult
@@ -72,21 +73,23 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
     if missing:
         return missing
     assert state.plan is not None
-    plan = state.plan.steps[event.step_id]
-    missing = state.missing(_referenced(plan))
+    plan = state.plan.step(event.step_id)
+    wanted = wanted_by(state.plan, event.step_id, plan.reads)
+    if plan.place is not None and not isinstance(plan, AgentPlan):
+        # It may have waited at the gate.
+        wanted = wanted._replace(steps=wanted.steps | {event.step_id})
+    missing = state.missing(wanted)
     if missing:
         return missing
     match plan:
-        case BlockPlan():
-            if plan.block_id is not None:
-                missing = state.missing(Wanted(steps=frozenset({plan.id})))
-                if missing:
-                    return missing
+        case BlockPlan() | LoopPlan():
             return entered(state, event, plan, now)
         case ConditionalPlan():
-            return chosen(state, event.run_id, plan, now)
+            return chosen(state, event, plan, now)
         case AgentPlan():
             return _agent_reached(state, event, plan, now, new_id)
+        case _:
+            assert_never(plan)
 
 
 def step_ended(state: RunState, event: StepEnded, now: datetime) -> Decision | Wanted:
@@ -95,24 +98,26 @@ def step_ended(state: RunState, event: StepEnded, now: datetime) -> Decision | W
     if missing:
         return missing
     assert state.plan is not None
-    step, plan = state.steps[event.step_id], state.plan.steps[event.step_id]
+    step, plan = state.steps[event.step_id], state.plan.step(event.step_id)
     assert step is not None, "a step that ended is known"
-    if not isinstance(plan, ConditionalPlan) and plan.block_id is not None:
+    if plan.place is not None:
         return _branch_goes_on(state, event, plan, step)
     if step.status is StepStatus.COMPLETED:
         following = plan.next_step
         return _go_on(event, following) if following is not None else _complete_run(state, step, now)
-    handler = _failure_handler(state, plan)
+    handler = _failure_handler(state, step.step_id)
     if isinstance(handler, Wanted):
         return handler
     return _go_on(event, handler) if handler is not None else _fail_run(state, step, now)
 
 
-def _branch_goes_on(state: RunState, event: StepEnded, plan: BranchStep, step: StepExecution) -> Decision | Wanted:
+def _branch_goes_on(state: RunState, event: StepEnded, plan: StepPlan, step: StepExecution) -> Decision | Wanted:
+    assert state.plan is not None
     if step.status is StepStatus.COMPLETED and plan.next_step is not None:
-        return Decision(Verdict.APPLIED, then=(StepReached(event.run_id, plan.next_step, after=step.step_id),))
-    assert plan.block_id is not None, "it is a step of a branch"
-    missing = state.missing(Wanted(steps=frozenset({plan.block_id})))
+        following = state.plan.beside(step.step_id, plan.next_step)
+        return Decision(Verdict.APPLIED, then=(StepReached(event.run_id, following, after=step.step_id),))
+    assert step.parent_step_id is not None, "it is a step of a branch"
+    missing = state.missing(Wanted(steps=frozenset({step.parent_step_id})))
     if missing:
         return missing
     return branch_ended(state, plan, before=step)
@@ -143,7 +148,10 @@ def _requested_again(state: RunState, run: Run, event: RunRequested) -> Decision
 def _agent_reached(
     state: RunState, event: StepReached, plan: AgentPlan, now: datetime, new_id: Callable[[], UUID]
 ) -> Decision:
-    step = new_step(event.run_id, plan, state.scope(plan.template.steps), now)
+    assert state.plan is not None
+    around = state.plan.around(event.step_id)
+    scope = scope_of(state, event.step_id, plan.reads)
+    step = new_step(event.run_id, plan, event.step_id, around, scope, now)
     before = state.steps[event.after] if event.after is not None else None
     if before is not None:
         step = step._replace(branch_due_at=before.branch_due_at)
@@ -153,24 +161,17 @@ def _agent_reached(
     return Decision(Verdict.APPLIED, steps=(queued,), sends=(SendTask(queued),))
 
 
-def _referenced(plan: StepPlan) -> Wanted:
-    if isinstance(plan, BlockPlan):
-        return Wanted(outcomes=plan.referenced_steps, errors=plan.referenced_blocks)
-    if isinstance(plan, ConditionalPlan):
-        return Wanted(outcomes=plan.expression.steps, errors=plan.referenced_blocks)
-    return Wanted(outcomes=plan.template.steps, errors=plan.template.blocks)
-
-
-def _failure_handler(state: RunState, plan: StepPlan) -> str | Wanted | None:
-    if plan.on_failure is not None or not isinstance(plan, BlockPlan):
+def _failure_handler(state: RunState, execution: str) -> str | Wanted | None:
+    assert state.plan is not None
+    plan = state.plan.step(execution)
+    if plan.on_failure is not None or not isinstance(plan, BlockPlan | LoopPlan):
         return plan.on_failure
     # The block itself names no handler: that of its first failed branch, in definition order, is used.
-    missing = state.missing(Wanted(failures=frozenset({plan.id})))
+    missing = state.missing(Wanted(failures=frozenset({execution})))
     if missing:
         return missing
-    assert state.plan is not None
-    for branch in state.failures[plan.id]:
-        handler = _failure_handler(state, state.plan.steps[branch.step_id])
+    for branch in state.failures[execution]:
+        handler = _failure_handler(state, branch.step_id)
         if handler is not None:
             return handler
     return None

@@ -9,7 +9,7 @@ from orchestrator.engine.block import block_overdue, branch_ended, ticket
 from orchestrator.engine.decision import Decision, Ticket, Verdict
 from orchestrator.engine.inputs import AttemptOverdue, RetryDue, SlotsFree, StepEnded, TaskUndeliverable
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import AgentPlan, BlockPlan
+from orchestrator.engine.plan import AgentPlan, BlockPlan, LoopPlan
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.retries import Failure, next_try, pause_after, start_next
 from orchestrator.engine.silence import was_sent_again
@@ -75,8 +75,8 @@ def _branch_overdue(state: RunState, step: StepExecution, moment: Moment) -> Dec
     error = ErrorInfo(code=codes.BRANCH_TIMEOUT, message=message)
     failed = step.advanced(Trigger.FAIL, error=error, finished_at=moment.now, due_at=None, ready_at=None)
     assert state.plan is not None
-    plan = state.plan.steps[step.step_id]
-    if isinstance(plan, BlockPlan):
+    plan = state.plan.step(step.step_id)
+    if isinstance(plan, BlockPlan | LoopPlan):
         return block_overdue(plan, failed)
     return _ended(state, step, failed)
 
@@ -214,7 +214,7 @@ def _failed(state: RunState, step: StepExecution, failure: Failure, moment: Mome
 
 def _ended(state: RunState, before: StepExecution, after: StepExecution) -> Decision:
     plan = _plan(state, after)
-    if plan.block_id is None or _goes_on(plan, after):
+    if plan.place is None or _goes_on(plan, after):
         return Decision(Verdict.APPLIED, steps=(after,), then=(StepEnded(after.run_id, after.step_id),))
     return branch_ended(state, plan, after, before=before)
 
@@ -228,13 +228,12 @@ def _ticket(state: RunState, step: StepExecution) -> Ticket | None:
     """Return what stands for a branch at the gate, where the branch is over with this step."""
     assert state.plan is not None
     plan = _plan(state, step)
-    block = state.plan.steps[plan.block_id] if plan.block_id is not None else None
-    return ticket(block, plan) if isinstance(block, BlockPlan) and not _goes_on(plan, step) else None
+    return ticket(state.plan, plan, step) if plan.place is not None and not _goes_on(plan, step) else None
 
 
 def _plan(state: RunState, step: StepExecution) -> AgentPlan:
     assert state.plan is not None, "it was asked for before"
-    plan = state.plan.steps[step.step_id]
+    plan = state.plan.step(step.step_id)
     assert isinstance(plan, AgentPlan), "only agent steps have attempts"
     return plan
 

@@ -5,22 +5,25 @@ the batch at once) and asks again; decisions are pure, so asking again costs not
 trips constant, and a block's other branches out of memory.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from orchestrator.engine.plan import Plan, blocks_around
+from orchestrator.engine.plan import Plan
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.transitions import Trigger
 from schemas.messages import ErrorInfo
-from schemas.references import Scope, StepOutcome
+from schemas.scope import StepOutcome
+from schemas.statuses import StepStatus
 
 # Of a block, from a position on, so many PENDING branches.
 LineKey = tuple[str, int, int]
 # Of a block, so many branches that are ready for their next attempt.
 ReadyKey = tuple[str, int]
+# Of a loop, the item of an iteration.
+ItemKey = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Wanted(NamedTuple):
     errors: frozenset[str] = frozenset()  # the errors of all failed branches of these blocks
     waiting: frozenset[LineKey] = frozenset()  # the next in line at gates
     ready: frozenset[ReadyKey] = frozenset()  # those whose next attempt waits for a slot
+    items: frozenset[ItemKey] = frozenset()
     plan: bool = False
     run_values: bool = False  # the run's input, output and error
 
@@ -58,6 +62,7 @@ class Wanted(NamedTuple):
             frozenset().union(*(wanted.errors for wanted in many)),
             frozenset().union(*(wanted.waiting for wanted in many)),
             frozenset().union(*(wanted.ready for wanted in many)),
+            frozenset().union(*(wanted.items for wanted in many)),
             any(wanted.plan for wanted in many),
             any(wanted.run_values for wanted in many),
         )
@@ -96,6 +101,8 @@ class RunState:
     errors: dict[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)  # by block and branch
     waiting: dict[str, Line] = field(default_factory=dict)
     ready: dict[str, tuple[int, tuple[StepExecution, ...]]] = field(default_factory=dict)  # asked for, and found
+    items: dict[ItemKey, Any] = field(default_factory=dict)
+    collections: dict[str, Sequence[Any]] = field(default_factory=dict)  # of loops that were entered just now
     run_values: RunValues | None = None
 
     def missing(self, wanted: Wanted) -> Wanted:
@@ -108,18 +115,19 @@ class RunState:
             errors=frozenset(block for block in wanted.errors if block not in self.errors),
             waiting=frozenset(key for key in wanted.waiting if self.next_in_line(*key) is None),
             ready=frozenset(key for key in wanted.ready if self.ready_again(*key) is None),
+            items=frozenset(key for key in wanted.items if key not in self.items and key[0] not in self.collections),
             plan=wanted.plan and self.plan is None,
             run_values=wanted.run_values and self.run_values is None,
         )
 
-    def scope(self, step_ids: Iterable[str]) -> Scope:
-        """Return what references to *step_ids* and to the run's input resolve against."""
-        outcomes = {step_id: self.outcomes[step_id] for step_id in step_ids}
-        run_input = self.run_values.input if self.run_values is not None else None
-        known = {step_id: outcome for step_id, outcome in outcomes.items() if outcome is not None}
-        for step_id in known.keys() & self.errors.keys():
-            known[step_id] = replace(known[step_id], errors=self.errors[step_id])
-        return Scope(run_input, known)
+    def outcome(self, execution: str) -> StepOutcome | None:
+        """Return what became of a step execution, with the errors of its branches where those are known."""
+        outcome, errors = self.outcomes[execution], self.errors.get(execution)
+        return replace(outcome, errors=errors) if outcome is not None and errors is not None else outcome
+
+    def item(self, loop: str, index: int) -> Any:
+        """Return the item of one of a loop's iterations."""
+        return self.collections[loop][index] if loop in self.collections else self.items[loop, index]
 
     def put_run(self, run: Run) -> None:
         """Remember a new version of the run."""
@@ -167,4 +175,13 @@ class RunState:
 
     def _lies_in(self, block_id: str, step: StepExecution) -> bool:
         assert self.plan is not None, "whoever cancels branches knows the plan"
-        return block_id in blocks_around(self.plan.steps, step.step_id)
+        return block_id in self.plan.all_around(step.step_id)
+
+    def cancel_line(self, block_id: str, first: int, now: datetime) -> None:
+        """Remember that the branches which waited at a block's gate, from a position on, are CANCELLED now."""
+        self.waiting.pop(block_id, None)
+        for step in list(self.steps.values()):
+            if step is None or step.parent_step_id != block_id or step.status is not StepStatus.PENDING:
+                continue
+            if step.position >= first:
+                self.put_step(step.advanced(Trigger.CANCEL, finished_at=now, due_at=None))

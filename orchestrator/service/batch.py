@@ -14,17 +14,26 @@ from messaging.crash_points import reach
 from orchestrator.engine import codes
 from orchestrator.engine.block import fork
 from orchestrator.engine.decide import apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, EndedAttempt, SendCancellation, SendTask, Verdict
+from orchestrator.engine.decision import Decision, EndedAttempt, Fork, SendCancellation, SendTask, Verdict
 from orchestrator.engine.events import StatusChange, run_change, step_changes
-from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested, TaskMissing, TaskReported
+from orchestrator.engine.inputs import (
+    BlockForked,
+    ExternalInput,
+    Input,
+    LineClosed,
+    RunRequested,
+    TaskMissing,
+    TaskReported,
+)
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import BlockPlan
+from orchestrator.engine.plan import BlockPlan, LoopPlan
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.service.outgoing import event_rows, outbox_row
 from orchestrator.service.plans import PlanCache
-from orchestrator.storage.changes import GateRow, OutboxRow
+from orchestrator.storage.changes import GateRow, KeptItem, OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
+from orchestrator.storage.writes import CancelledStep
 from schemas.statuses import StepStatus
 
 
@@ -129,8 +138,11 @@ class Batch:
             if answer.afterwards is not None and all(item.event != answer.afterwards for item in reversed(queue)):
                 queue.append(_Queued(answer.afterwards, None))
             await self._record(state, run_id, answer)
+            await self._flush_if_full()
             if answer.fork is not None:
                 queue.appendleft(_Queued(await self._fork(state, run_id, answer.fork), None))
+            if answer.closes_line_of is not None:
+                queue.appendleft(_Queued(await self._close_line(state, run_id, answer.closes_line_of), None))
         del self._queues[run_id]
         return None
 
@@ -193,38 +205,57 @@ class Batch:
         if after.status is StepStatus.FAILED:
             self._result.failed_steps.append(after)
 
-    async def _fork(self, state: RunState, run_id: UUID, plan: BlockPlan) -> BlockForked:
+    async def _fork(self, state: RunState, run_id: UUID, forking: Fork) -> BlockForked:
         """Write the branches, a piece at a time; they are not kept, for no decision looks at siblings."""
-        if plan.is_gated:
-            assert plan.max_parallelism is not None
-            self._result.gates.append(self._uow.open_gate(run_id, plan.id, plan.max_parallelism))
+        block = state.steps[forking.block_id]
+        assert block is not None, "it has just been entered"
+        assert block.branches is not None, "it is a block"
+        if block.branches.is_gated:
+            assert block.branches.max_parallelism is not None
+            self._result.gates.append(self._uow.open_gate(run_id, block.step_id, block.branches.max_parallelism))
+        if forking.keeps_items:
+            for position, item in enumerate(forking.items or ()):
+                self._uow.keep_item(KeptItem(run_id, block.step_id, position, item))
+                await self._flush_if_full()
         failed = 0
-        for step, send in fork(state, plan, self._moment.now, self._moment.new_id):
+        for step, send in fork(state, forking, self._moment.now, self._moment.new_id):
             self._record_step(None, step)
             failed += step.status is StepStatus.FAILED
             if send is not None:
                 self._uow.send(outbox_row(run_id, send, self._new_id))
-            if self._uow.is_full:
-                self._flush_events()
-                await self._uow.begin_flush()
-        return BlockForked(run_id, plan.id, failed)
+            await self._flush_if_full()
+        return BlockForked(run_id, block.step_id, failed)
+
+    async def _flush_if_full(self) -> None:
+        if self._uow.is_full:
+            self._flush_events()
+            await self._uow.begin_flush()
+
+    async def _close_line(self, state: RunState, run_id: UUID, block_id: str) -> LineClosed:
+        block = state.steps[block_id]
+        assert block is not None, "one of its branches has just ended"
+        assert block.branches is not None, "it is a block"
+        cancelled = await self._uow.close_line(run_id, block_id, block.branches.passed, self._moment.now)
+        self._events[run_id].extend(self._cancelled(step) for step in cancelled)
+        return LineClosed(run_id, block_id, len(cancelled))
 
     async def _cancel_open_steps(self, run_id: UUID, block_id: str | None) -> None:
-        now, plan = self._moment.now, self._states[run_id].plan
-        for step in await self._uow.cancel_open_steps(run_id, block_id, now):
-            if block_id is not None and plan is not None and isinstance(plan.steps[step.step_id], BlockPlan):
+        plan = self._states[run_id].plan
+        for step in await self._uow.cancel_open_steps(run_id, block_id, self._moment.now):
+            if block_id is not None and plan is not None and isinstance(plan.step(step.step_id), BlockPlan | LoopPlan):
                 self._uow.send(outbox_row(run_id, SendCancellation(run_id, step.step_id), self._new_id))
-            self._events[run_id].append(
-                StatusChange(
-                    step.step_id,
-                    step.parent_step_id,
-                    step.branch_name,
-                    StepStatus.CANCELLED,
-                    step.attempt,
-                    at=now,
-                    error=None,
-                )
-            )
+            self._events[run_id].append(self._cancelled(step))
+
+    def _cancelled(self, step: CancelledStep) -> StatusChange:
+        return StatusChange(
+            step.step_id,
+            step.parent_step_id,
+            step.branch_name,
+            StepStatus.CANCELLED,
+            step.attempt,
+            at=self._moment.now,
+            error=None,
+        )
 
     def _flush_events(self) -> None:
         for run_id, events in self._events.items():

@@ -4,7 +4,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from orchestrator.engine.plan import Plan, compile_plan
+from orchestrator.engine.compilation import compile_plan
+from orchestrator.engine.plan import Plan
 from schemas.validation import parse_workflow
 
 MAX_STEPS: Final = 200_000  # in all cached plans together; a step costs about a kilobyte

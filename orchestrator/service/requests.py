@@ -14,9 +14,9 @@ import structlog
 from messaging import topology
 from messaging.port import Broker, DeadLetterReason, Delivery, OutgoingMessage, PublishOutcome
 from orchestrator.engine import codes
+from orchestrator.engine.compilation import compile_plan
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import ExternalInput, RunRequested
-from orchestrator.engine.plan import compile_plan
 from orchestrator.engine.records import ReplyAddress
 from orchestrator.errors import UnknownWorkflow
 from orchestrator.service.batch import Answer

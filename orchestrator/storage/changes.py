@@ -1,10 +1,10 @@
 """What a transaction writes, collected: new and changed records, joins, gates, and messages for the outbox."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from orchestrator.engine.decision import EndedAttempt
+from orchestrator.engine.decision import EndedAttempt, Join
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 
@@ -34,13 +34,13 @@ class GateRow:
     holder: str
 
 
-class Join(NamedTuple):
-    """A block whose output is put together from those of its branches."""
+class KeptItem(NamedTuple):
+    """The item of one of a loop's iterations."""
 
     run_id: UUID
-    block_id: str
-    shows_failed: bool  # as null
-    around: str | None = None  # the block in one of whose branches it is
+    loop_id: str
+    position: int
+    item: Any
 
 
 @dataclass(slots=True)
@@ -52,9 +52,10 @@ class Changes:
     new_steps: dict[tuple[UUID, str], StepExecution] = field(default_factory=dict)
     changed_steps: dict[tuple[UUID, str], StepExecution] = field(default_factory=dict)
     ended_attempts: list[EndedAttempt] = field(default_factory=list)  # each followed by another
-    joins: list[Join] = field(default_factory=list)
+    joins: list[tuple[UUID, Join]] = field(default_factory=list)  # by run, an inner block before the one around it
+    items: list[KeptItem] = field(default_factory=list)
     gates: list[GateRow] = field(default_factory=list)
     outbox: list[tuple[OutboxRow, float]] = field(default_factory=list)  # with the seconds until a sweeper may send it
 
     def __len__(self) -> int:
-        return len(self.new_steps) + len(self.changed_steps) + len(self.outbox)
+        return len(self.new_steps) + len(self.changed_steps) + len(self.outbox) + len(self.items)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.state import FailedBranch, Line, LineKey, ReadyKey, RunState, RunValues, Wanted
+from orchestrator.engine.state import FailedBranch, ItemKey, Line, LineKey, ReadyKey, RunState, RunValues, Wanted
 from orchestrator.storage.database import Connection
 from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
@@ -116,6 +116,12 @@ _READY: Final = f"""
     ) AS s
 """  # noqa: S608
 
+_ITEMS: Final = """
+    SELECT run_id, loop_id, position, item::text AS item
+    FROM unnest($1::uuid[], $2::text[], $3::integer[]) AS k(run_id, loop_id, position)
+    JOIN loop_items USING (run_id, loop_id, position)
+"""
+
 _RUN_VALUES: Final = """
     SELECT id, input::text AS input, output::text AS output, error::text AS error
     FROM runs WHERE id = ANY($1::uuid[])
@@ -165,6 +171,7 @@ class Loader:
         await self._errors(states, {run: w.errors for run, w in wanted.items() if w.errors})
         await self._waiting(states, {run: w.waiting for run, w in wanted.items() if w.waiting})
         await self._ready(states, {run: w.ready for run, w in wanted.items() if w.ready})
+        await self._items(states, {run: w.items for run, w in wanted.items() if w.items})
         await self._run_values(states, [run for run, w in wanted.items() if w.run_values])
 
     async def _steps(self, states: Mapping[UUID, RunState], steps: Keys) -> None:
@@ -230,6 +237,13 @@ class Loader:
         for (run_id, block_id), count in asked.items():
             steps = sorted(found.get((run_id, block_id), ()), key=_ready_first)
             states[run_id].put_ready(block_id, count, steps)
+
+    async def _items(self, states: Mapping[UUID, RunState], items: Mapping[UUID, Collection[ItemKey]]) -> None:
+        if not items:
+            return
+        keys = [(run, *key) for run, some in items.items() for key in some]
+        for row in await self._connection.fetch(_ITEMS, *(list(column) for column in zip(*keys, strict=True))):
+            states[row["run_id"]].items[row["loop_id"], row["position"]] = to_value(row["item"])
 
     async def _run_values(self, states: Mapping[UUID, RunState], runs: Collection[UUID]) -> None:
         if not runs:

@@ -51,6 +51,9 @@ class Session(Protocol):
     async def cancel_open_steps(self, run_id: UUID, block_id: str | None, now: datetime) -> Sequence[CancelledStep]:
         """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
 
+    async def close_line(self, run_id: UUID, block_id: str, first: int, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel those who wait at a block's gate, from a position on; return what that was."""
+
 
 class Outbox(Protocol):
     """The outbox from the sender's side, in one transaction."""

@@ -58,6 +58,10 @@ class PostgresSession:
         """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
         return await writes.cancel_open_steps(self._connection, run_id, block_id, now)
 
+    async def close_line(self, run_id: UUID, block_id: str, first: int, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel those who wait at a block's gate, from a position on; return what that was."""
+        return await writes.close_line(self._connection, run_id, block_id, first, now)
+
 
 class PostgresStorage:
     """The truth about runs, in a migrated database; see `orchestrator.storage.port.Storage`."""

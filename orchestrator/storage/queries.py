@@ -11,7 +11,7 @@ from orchestrator.errors import UnknownRun
 from orchestrator.storage.database import Database, Row
 from orchestrator.storage.rows import to_error, to_value
 from schemas.messages import ErrorInfo
-from schemas.statuses import RunStatus, StepStatus
+from schemas.statuses import JoinPolicy, RunStatus, StepStatus
 
 _RUNS: Final = """
     SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at
@@ -27,7 +27,7 @@ _RUN: Final = """
     FROM runs WHERE id = $1
 """
 _STEPS: Final = """
-    SELECT s.step_id, s.parent_step_id, s.branch_name, s.status, s.agent_name, s.attempt, s.worker_id,
+    SELECT s.step_id, s.parent_step_id, s.branch_name, s.join_policy, s.status, s.agent_name, s.attempt, s.worker_id,
            s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched,
            s.created_at, s.queued_at, s.started_at, s.finished_at, s.heartbeat_at, s.due_at, s.error::text AS error,
            o.unsent_since, o.unroutable_since
@@ -89,6 +89,7 @@ class StepView:
     step_id: str
     parent_step_id: str | None
     branch_name: str | None
+    join_policy: JoinPolicy | None = None
     status: StepStatus
     agent_name: str | None
     attempt: int

@@ -150,6 +150,16 @@ step_attempts: Final = Table(
     ),
 )
 
+# The items that loops go through, where steps of their bodies ask for them after the loop has forked.
+loop_items: Final = Table(
+    "loop_items",
+    metadata,
+    Column("run_id", Uuid, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("loop_id", Text, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("item", JSON, nullable=False),
+)
+
 # Messages to send. A row is here from the transaction that causes the message until the broker confirmed it.
 outbox: Final = Table(
     "outbox",

@@ -12,12 +12,11 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator.engine.decision import EndedAttempt
+from orchestrator.engine.decision import EndedAttempt, Join
 from orchestrator.engine.inputs import RunRequested
-from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
-from orchestrator.storage.changes import Changes, GateRow, Join, OutboxRow
+from orchestrator.storage.changes import Changes, GateRow, KeptItem, OutboxRow
 from orchestrator.storage.port import Session, Storage
 from orchestrator.storage.writes import CancelledStep
 
@@ -95,9 +94,13 @@ class UnitOfWork:
         """Keep an attempt that is followed by another."""
         self._changes.ended_attempts.append(ended)
 
-    def join(self, run_id: UUID, block: BlockPlan) -> None:
-        """Store the outputs of the block's completed branches, in definition order, as the block's output."""
-        self._changes.joins.append(Join(run_id, block.id, block.shows_failed, block.block_id))
+    def join(self, run_id: UUID, join: Join) -> None:
+        """Store what the block's branches came to, in definition order, as the block's output."""
+        self._changes.joins.append((run_id, join))
+
+    def keep_item(self, item: KeptItem) -> None:
+        """Keep an item of a loop, for steps that ask for it later."""
+        self._changes.items.append(item)
 
     def open_gate(self, run_id: UUID, block_id: str, max_parallelism: int) -> GateRow:
         """Create a limited block's gate; this replica holds it first."""
@@ -113,6 +116,11 @@ class UnitOfWork:
         """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
         await self.flush()
         return await self._session.cancel_open_steps(run_id, block_id, now)
+
+    async def close_line(self, run_id: UUID, block_id: str, first: int, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel those who wait at a block's gate, from a position on; return what that was."""
+        await self.flush()
+        return await self._session.close_line(run_id, block_id, first, now)
 
     async def flush(self) -> None:
         """Write what was collected."""

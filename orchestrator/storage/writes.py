@@ -10,10 +10,10 @@ from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator.engine.decision import EndedAttempt
+from orchestrator.engine.decision import EndedAttempt, Join, JoinForm
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
-from orchestrator.storage.changes import Changes, Join, OutboxRow
+from orchestrator.storage.changes import Changes, OutboxRow
 from orchestrator.storage.database import Connection
 from schemas.codec import dump_json
 from schemas.statuses import RunStatus, StepStatus
@@ -61,9 +61,9 @@ _RUN_CHANGES: Final = {
 _STEP_CHANGES: Final = _RETRY_TYPES | {
     name: _STEP_TYPES[name]
     for name in (
-        "run_id", "step_id", "status", "attempt", "task_id", "worker_id", "output", "error", "branches_open",
-        "branches_failed", "branches_dispatched", "branches_passed", "queued_at", "started_at", "heartbeat_at",
-        "finished_at", "due_at", "branch_due_at",
+        "run_id", "step_id", "status", "attempt", "task_id", "worker_id", "output", "error", "branches_total",
+        "branches_open", "branches_failed", "branches_dispatched", "branches_passed", "queued_at", "started_at",
+        "heartbeat_at", "finished_at", "due_at", "branch_due_at",
     )
 }  # fmt: skip
 _OUTBOX_TYPES: Final = {
@@ -72,6 +72,7 @@ _OUTBOX_TYPES: Final = {
 }  # fmt: skip
 
 
+_ITEM_TYPES: Final = {"run_id": "uuid", "loop_id": "text", "position": "integer", "item": "json"}
 _GATE_TYPES: Final = {"run_id": "uuid", "block_id": "text", "max_parallelism": "integer", "holder": "text"}
 
 
@@ -129,6 +130,7 @@ class _Kind(Enum):
     CHANGED_STEPS = auto()
     ENDED_ATTEMPTS = auto()
     GATES = auto()
+    ITEMS = auto()
     OUTBOX = auto()
 
 
@@ -140,26 +142,42 @@ _WRITE: Final[Mapping[_Kind, Callable[[int], str]]] = {
     _Kind.CHANGED_STEPS: partial(_update, "step_executions", _STEP_CHANGES, ("run_id", "step_id")),
     _Kind.ENDED_ATTEMPTS: partial(_insert, "step_attempts", _ENDED_TYPES),
     _Kind.GATES: _insert_gates,
+    _Kind.ITEMS: partial(_insert, "loop_items", _ITEM_TYPES),
     _Kind.OUTBOX: _insert_outbox,
 }
 # The join. The outputs never leave the database: they are put together here, in the order of the definition. The last
 # step of a branch that has run tells what it came to.
-_JOIN_BLOCKS: Final = """
+_BRANCHES: Final = """
+    SELECT DISTINCT ON (s.position) s.position, s.branch_name AS name, s.status, s.error::text AS error,
+        CASE WHEN s.status = 'COMPLETED' THEN s.output::text END AS output
+    FROM step_executions AS s
+    WHERE s.run_id = block.run_id AND s.parent_step_id = block.step_id AND s.status <> 'SKIPPED'
+    ORDER BY s.position, s.ordinal DESC
+"""
+_JOIN_BLOCKS: Final = f"""
     UPDATE step_executions AS block SET output = (
-        SELECT COALESCE('{' || string_agg(
+        SELECT COALESCE('{{' || string_agg(
             to_json(branch.name)::text || ':' || COALESCE(branch.output, 'null'), ',' ORDER BY branch.position
-        ) FILTER (WHERE k.shows_failed OR branch.output IS NOT NULL) || '}', '{}')::json
-        FROM (
-            SELECT DISTINCT ON (s.position) s.position, s.branch_name AS name,
-                CASE WHEN s.status = 'COMPLETED' THEN s.output::text END AS output
-            FROM step_executions AS s
-            WHERE s.run_id = block.run_id AND s.parent_step_id = block.step_id
-            ORDER BY s.position, s.ordinal DESC
-        ) AS branch
+        ) FILTER (WHERE k.shows_failed OR branch.output IS NOT NULL) || '}}', '{{}}')::json
+        FROM ({_BRANCHES}) AS branch
     )
     FROM unnest($1::uuid[], $2::text[], $3::boolean[]) AS k(run_id, block_id, shows_failed)
     WHERE block.run_id = k.run_id AND block.step_id = k.block_id
-"""
+"""  # noqa: S608
+_JOIN_LOOPS: Final = f"""
+    UPDATE step_executions AS block SET output = (
+        SELECT ('{{"iterations":[' || COALESCE(string_agg(
+            '{{"index":' || branch.position || ',"status":"' || branch.status || '","output":'
+                || COALESCE(branch.output, 'null') || ',"error":' || COALESCE(branch.error, 'null') || '}}',
+            ',' ORDER BY branch.position
+        ), '') || '],"total_count":' || block.branches_total
+            || ',"completed_count":' || count(*) FILTER (WHERE branch.status = 'COMPLETED')
+            || ',"failed_count":' || count(*) FILTER (WHERE branch.status = 'FAILED') || '}}')::json
+        FROM ({_BRANCHES}) AS branch
+    )
+    FROM unnest($1::uuid[], $2::text[]) AS k(run_id, block_id)
+    WHERE block.run_id = k.run_id AND block.step_id = k.block_id
+"""  # noqa: S608
 _CANCEL_OPEN_STEPS: Final = """
     WITH RECURSIVE blocks AS (
         SELECT $3::text AS block_id
@@ -172,6 +190,11 @@ _CANCEL_OPEN_STEPS: Final = """
         branches_ready = branches_ready * 0
     WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
         AND ($3 IS NULL OR parent_step_id IN (SELECT block_id FROM blocks))
+    RETURNING step_id, parent_step_id, branch_name, attempt
+"""
+_CLOSE_LINE: Final = """
+    UPDATE step_executions SET status = 'CANCELLED', finished_at = $4
+    WHERE run_id = $1 AND parent_step_id = $2 AND position >= $3 AND status = 'PENDING'
     RETURNING step_id, parent_step_id, branch_name, attempt
 """
 
@@ -190,23 +213,39 @@ async def write(connection: Connection, changes: Changes) -> None:
     if changes.joins:
         await _execute(connection, before)
         for joins in _inner_first(changes.joins):
-            await connection.execute(_JOIN_BLOCKS, *_transposed(join[:3] for join in joins))
+            await _put_together(connection, joins)
         await _execute(connection, after)
     else:
         await _execute(connection, {**before, **after})
 
 
-def _inner_first(joins: Sequence[Join]) -> Iterator[Sequence[Join]]:
-    """Yield joins that one statement can make: none needs what another one of them puts together."""
-    together: list[Join] = []
+_Joins = Sequence[tuple[UUID, Join]]
+
+
+def _inner_first(joins: _Joins) -> Iterator[_Joins]:
+    """Yield joins that can be made together: none needs what another one of them puts together."""
+    together: list[tuple[UUID, Join]] = []
     needed: set[tuple[UUID, str | None]] = set()
-    for join in joins:  # an inner block ends before the one around it
-        if (join.run_id, join.block_id) in needed:
+    for run_id, join in joins:
+        if (run_id, join.block_id) in needed:
             yield together
             together, needed = [], set()
-        together.append(join)
-        needed.add((join.run_id, join.around))
+        together.append((run_id, join))
+        needed.add((run_id, join.around))
     yield together
+
+
+async def _put_together(connection: Connection, joins: _Joins) -> None:
+    blocks = [
+        (run_id, join.block_id, join.form is JoinForm.ALL)
+        for run_id, join in joins
+        if join.form is not JoinForm.ITERATIONS
+    ]
+    loops = [(run_id, join.block_id) for run_id, join in joins if join.form is JoinForm.ITERATIONS]
+    if blocks:
+        await connection.execute(_JOIN_BLOCKS, *_transposed(blocks))
+    if loops:
+        await connection.execute(_JOIN_LOOPS, *_transposed(loops))
 
 
 def _before_joins(changes: Changes) -> dict[_Kind, Arguments]:
@@ -219,6 +258,8 @@ def _before_joins(changes: Changes) -> dict[_Kind, Arguments]:
         written[_Kind.ENDED_ATTEMPTS] = _transposed(map(_ended_attempt, changes.ended_attempts))
     if changes.gates:
         written[_Kind.GATES] = _transposed(map(astuple, changes.gates))
+    if changes.items:
+        written[_Kind.ITEMS] = _transposed((*item[:3], dump_json(item.item)) for item in changes.items)
     return written
 
 
@@ -254,6 +295,13 @@ async def cancel_open_steps(
 ) -> Sequence[CancelledStep]:
     """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
     return [CancelledStep(*row) for row in await connection.fetch(_CANCEL_OPEN_STEPS, run_id, now, block_id)]
+
+
+async def close_line(
+    connection: Connection, run_id: UUID, block_id: str, first: int, now: datetime
+) -> Sequence[CancelledStep]:
+    """Cancel those who wait at a block's gate, from a position on; return what that was."""
+    return [CancelledStep(*row) for row in await connection.fetch(_CLOSE_LINE, run_id, block_id, first, now)]
 
 
 def _run_inserts(runs: Iterable[tuple[Run, RunRequested]]) -> Arguments:

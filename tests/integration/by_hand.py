@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from orchestrator.engine.compilation import compile_plan
 from orchestrator.engine.inputs import RunRequested, TaskReported
-from orchestrator.engine.plan import compile_plan
 from orchestrator.service.driver import Driver
 from orchestrator.service.plans import PlanCache
 from orchestrator.storage.database import Database

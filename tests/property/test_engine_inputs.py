@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.engine.compilation import compile_plan
 from orchestrator.engine.decide import apply, decide
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.inputs import (
@@ -24,7 +25,6 @@ from orchestrator.engine.inputs import (
     TaskUndeliverable,
 )
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import compile_plan
 from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
 from orchestrator.engine.state import Line, RunState, RunValues, Wanted
 from schemas.messages import AgentError, AgentResult, ErrorInfo

@@ -9,15 +9,16 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from json import loads
+from typing import Any
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES, fork
 from orchestrator.engine.decide import apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, EndedAttempt, Send, Verdict
+from orchestrator.engine.decision import Decision, EndedAttempt, Fork, Join, JoinForm, Send, Verdict
 from orchestrator.engine.events import step_changes
-from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested
+from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, LineClosed, RunRequested
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import BlockPlan, Plan, blocks_around
+from orchestrator.engine.plan import Plan
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
 from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, Wanted
 from orchestrator.engine.transitions import Trigger
@@ -35,9 +36,10 @@ class Rows:
 
     run: Run | None = None
     steps: dict[str, StepExecution] = field(default_factory=dict)
+    items: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def copy(self) -> "Rows":
-        return Rows(self.run, dict(self.steps))
+        return Rows(self.run, dict(self.steps), dict(self.items))
 
     def branches(self, block_id: str) -> list[StepExecution]:
         """Return the steps of a block's branches in definition order."""
@@ -70,7 +72,7 @@ class Transaction:
         self._state = RunState(replace(run, output=None, error=None) if run is not None else None)
         self._run: Run | None = None  # these three are not flushed yet
         self._changed: dict[str, StepExecution] = {}
-        self._joins: list[BlockPlan] = []
+        self._joins: list[Join] = []
 
     def decide_all(self, inputs: Sequence[ExternalInput]) -> None:
         queue: deque[Input] = deque(inputs)
@@ -88,6 +90,8 @@ class Transaction:
             self._record(decision)
             if decision.fork is not None:
                 queue.appendleft(self._fork(decision.fork))
+            if decision.closes_line_of is not None:
+                queue.appendleft(self._close_line(decision.closes_line_of))
         self._flush()
 
     def _note(self, event: Input, decision: Decision) -> None:
@@ -123,13 +127,26 @@ class Transaction:
         self._changed[after.step_id] = after
         self.effects.told += [(after.step_id, event.status) for event in step_changes(before, after, ended)]
 
-    def _fork(self, plan: BlockPlan) -> BlockForked:
+    def _fork(self, forking: Fork) -> BlockForked:
         failed = 0
-        for step, send in fork(self._state, plan, self._moment.now, self._moment.new_id):
+        if forking.keeps_items:
+            self.rows.items |= {(forking.block_id, index): item for index, item in enumerate(forking.items or ())}
+        for step, send in fork(self._state, forking, self._moment.now, self._moment.new_id):
             self._record_step(None, step)
             failed += step.status is StepStatus.FAILED
             self.effects.sent += [send] if send is not None else []
-        return BlockForked(RUN, plan.id, failed)
+        return BlockForked(RUN, forking.block_id, failed)
+
+    def _close_line(self, block_id: str) -> LineClosed:
+        self._flush()
+        block = self._state.steps[block_id]
+        assert block is not None
+        assert block.branches is not None
+        waiting = [step for step in self.rows.branches(block_id) if step.status is StepStatus.PENDING]
+        waiting = [step for step in waiting if step.position >= block.branches.passed]
+        for step in waiting:
+            self._cancel(step)
+        return LineClosed(RUN, block_id, len(waiting))
 
     def _flush(self) -> None:
         if self._run is not None:
@@ -138,25 +155,25 @@ class Transaction:
             self.rows.run = replace(self._run, output=output or before.output, error=error or before.error)
         for step in self._changed.values():
             self.rows.steps[step.step_id] = _written(self.rows.steps.get(step.step_id), step)
-        for block in self._joins:
-            last = {step.position: step for step in self.rows.branches(block.id)}
-            output = {
-                step.branch_name: step.output if step.status is StepStatus.COMPLETED else None
-                for step in last.values()
-                if block.shows_failed or step.status is StepStatus.COMPLETED
-            }
-            self.rows.steps[block.id] = self.rows.steps[block.id]._replace(output=output)
+        for join in self._joins:
+            rows = self.rows.branches(join.block_id)
+            last = {step.position: step for step in rows if step.status is not StepStatus.SKIPPED}
+            output = _joined(join.form, list(last.values()))
+            self.rows.steps[join.block_id] = self.rows.steps[join.block_id]._replace(output=output)
         self._run = None
         self._changed.clear()
         self._joins.clear()
 
     def _cancel_open_steps(self, block_id: str | None) -> None:
-        for step in self.rows.steps.values():
-            around = blocks_around(self._plan.steps, step.step_id)
+        for step in list(self.rows.steps.values()):
+            around = self._plan.all_around(step.step_id)
             if not step.status.is_final and (block_id is None or block_id in around):
-                cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None, ready_at=None)
-                self.rows.steps[step.step_id] = cancelled
-                self.effects.told.append((step.step_id, StepStatus.CANCELLED))
+                self._cancel(step)
+
+    def _cancel(self, step: StepExecution) -> None:
+        cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None, ready_at=None)
+        self.rows.steps[step.step_id] = cancelled
+        self.effects.told.append((step.step_id, StepStatus.CANCELLED))
 
     # Reading
 
@@ -180,6 +197,7 @@ class Transaction:
         for block_id, asked in wanted.ready:
             ready = [step for step in self.rows.branches(block_id) if step.ready_at is not None]
             state.put_ready(block_id, asked, sorted(ready, key=lambda step: step.ready_at or step.created_at)[:asked])
+        state.items |= {key: self.rows.items[key] for key in wanted.items}
         if wanted.plan:
             state.plan = self._plan
         if wanted.run_values:
@@ -217,6 +235,28 @@ class Transaction:
         failed = (step for step in self.rows.branches(block_id) if step.status is StepStatus.FAILED)
         for place, step in enumerate(failed):
             yield FailedBranch(step.step_id, step.error if place < DESCRIBED_FAILURES else None)
+
+
+def _joined(form: JoinForm, rows: Sequence[StepExecution]) -> Any:
+    statuses = [step.status for step in rows]
+    if form is JoinForm.ITERATIONS:
+        iterations = [
+            {
+                "index": step.position,
+                "status": str(step.status),
+                "output": step.output if step.status is StepStatus.COMPLETED else None,
+                "error": loads(dump_json(step.error)) if step.error is not None else None,
+            }
+            for step in rows
+        ]
+        completed, failed = statuses.count(StepStatus.COMPLETED), statuses.count(StepStatus.FAILED)
+        counts = {"total_count": len(rows), "completed_count": completed, "failed_count": failed}
+        return {"iterations": iterations, **counts}
+    return {
+        step.branch_name: step.output if step.status is StepStatus.COMPLETED else None
+        for step in rows
+        if form is JoinForm.ALL or step.status is StepStatus.COMPLETED
+    }
 
 
 def _written(before: StepExecution | None, after: StepExecution) -> StepExecution:

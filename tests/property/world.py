@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator.engine import codes
+from orchestrator.engine.compilation import compile_plan
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, SendTicket, Verdict
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -27,7 +28,6 @@ from orchestrator.engine.inputs import (
     TaskUndeliverable,
 )
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import compile_plan
 from orchestrator.engine.records import ReplyAddress, StepExecution
 from schemas.messages import AgentError, AgentResult
 from schemas.statuses import ReportStatus, RunStatus, StepStatus

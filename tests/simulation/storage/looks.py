@@ -63,6 +63,8 @@ class Looks:
                 state.put_line(block_id, Line(first, asked, tuple(waiting)))
             for block_id, asked in some.ready:
                 state.put_ready(block_id, asked, self._transaction.ready(run_id, block_id, asked))
+            for key in some.items:
+                state.items[key] = to_value(self._transaction.item((run_id, *key)))
             if some.run_values:
                 self._load_values(state, run_id)
 

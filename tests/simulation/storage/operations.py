@@ -11,6 +11,7 @@ class Operation(StrEnum):
     LOAD = "load"
     LOAD_DEFINITION = "load definition"
     WRITE = "write"
+    CLOSE_LINE = "close line"
     CANCEL_OPEN_STEPS = "cancel open steps"
     COMMIT = "commit"
 

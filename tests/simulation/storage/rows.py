@@ -152,6 +152,7 @@ def updated_step(row: StepRow, step: StepExecution) -> StepRow:
         finished_at=step.finished_at,
         due_at=step.due_at,
         ready_at=step.ready_at,
+        branch_due_at=step.branch_due_at,
         postponed=step.postponed,
     )
     return StepRow(record, row.input, _output(step) or row.output, _error(step) or row.error)
@@ -176,4 +177,4 @@ def _counted(before: Branches | None, after: Branches | None) -> Branches | None
     if before is None:
         return None
     assert after is not None, "a block's counters would be null"
-    return after._replace(total=before.total, max_parallelism=before.max_parallelism)
+    return after._replace(max_parallelism=before.max_parallelism)

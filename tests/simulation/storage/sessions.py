@@ -98,6 +98,14 @@ class MemorySession:
 
         return await self._perform(Operation.CANCEL_OPEN_STEPS, work)
 
+    async def close_line(self, run_id: UUID, block_id: str, first: int, now: datetime) -> Sequence[CancelledStep]:
+        """Cancel those who wait at a block's gate, from a position on; return what that was."""
+
+        async def work() -> Sequence[CancelledStep]:
+            return writes.close_line(self._connection.transaction, run_id, block_id, first, now)
+
+        return await self._perform(Operation.CLOSE_LINE, work)
+
     async def _perform(self, operation: Operation, work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await self._connection.perform(operation, work)

@@ -26,6 +26,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 Place = tuple[int, str]  # of a step among its siblings: position and id
+ItemKey = tuple[UUID, str, int]  # of a loop, the item of an iteration
 Family = tuple[UUID, str | None]  # the branches of a block of a run, or the steps that are nobody's branch
 
 
@@ -36,13 +37,15 @@ class Rows:
     runs: dict[UUID, RunRow] = field(default_factory=dict)
     steps: dict[StepKey, StepRow] = field(default_factory=dict)
     ended: dict[tuple[UUID, str, int], EndedRow] = field(default_factory=dict)  # by step and attempt
+    items: dict[ItemKey, str] = field(default_factory=dict)
     outbox: dict[UUID, QueuedMessage | None] = field(default_factory=dict)
     gates: dict[StepKey, HeldGate | None] = field(default_factory=dict)
     letters: dict[str, StoredLetter | None] = field(default_factory=dict)  # by their key, which is unique too
     definitions: dict[str, StoredDefinition] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return any((self.runs, self.steps, self.ended, self.outbox, self.gates, self.letters, self.definitions))
+        rows = (self.runs, self.steps, self.ended, self.items, self.outbox, self.gates, self.letters, self.definitions)
+        return any(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Tables:
         self.runs: dict[UUID, RunRow] = {}
         self.steps: dict[StepKey, StepRow] = {}
         self.ended: dict[tuple[UUID, str, int], EndedRow] = {}
+        self.items: dict[ItemKey, str] = {}
         self.outbox: dict[UUID, QueuedMessage] = {}
         self.gates: dict[StepKey, HeldGate] = {}
         self.letters: dict[str, StoredLetter] = {}
@@ -87,6 +91,7 @@ class Tables:
             self._index(key, self.steps.get(key), step)
         self.steps |= changes.steps
         self.ended |= changes.ended
+        self.items |= changes.items
         self.runs |= changes.runs
         for run_id, run in changes.runs.items():
             _note(self.due_runs, run_id, run.record.due_at)

@@ -17,7 +17,7 @@ from orchestrator.engine.records import StepExecution
 from schemas.statuses import StepStatus
 from tests.simulation.storage.locks import Locks, Owner
 from tests.simulation.storage.rows import HeldGate, QueuedMessage, RunRow, StepKey, StepRow, StoredLetter
-from tests.simulation.storage.tables import Family, Place, Rows, Tables
+from tests.simulation.storage.tables import Family, ItemKey, Place, Rows, Tables
 
 COMMAND_TIMEOUT: Final = 60.0  # seconds after which the driver gives a statement up, as `Database` does by default
 
@@ -101,6 +101,10 @@ class Transaction:
         key = self._tasks.get(task_id) or self.tables.by_task.get(task_id)
         row = self.step(key) if key is not None else None
         return row if row is not None and row.record.task_id == task_id else None
+
+    def item(self, key: ItemKey) -> str | None:
+        """Return an item of a loop."""
+        return self.changes.items.get(key) or self.tables.items.get(key)
 
     def gate(self, key: StepKey) -> HeldGate | None:
         """Return a gate."""

@@ -7,10 +7,11 @@ from uuid import UUID
 
 import asyncpg
 
-from orchestrator.engine.decision import EndedAttempt
+from orchestrator.engine.decision import EndedAttempt, Join, JoinForm
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
-from orchestrator.storage.changes import Changes, GateRow, Join, OutboxRow
+from orchestrator.storage.changes import Changes, GateRow, OutboxRow
+from orchestrator.storage.rows import to_value
 from orchestrator.storage.writes import GATE_LEASE_SECONDS, CancelledStep
 from schemas.codec import dump_json
 from schemas.statuses import StepStatus
@@ -39,8 +40,10 @@ async def write(transaction: Transaction, changes: Changes) -> None:
         _update_step(transaction, step)
     for ended in changes.ended_attempts:
         _insert_ended(transaction, ended)
-    for join in changes.joins:
-        _join(transaction, join)
+    for item in changes.items:
+        transaction.changes.items[item[:3]] = dump_json(item.item)
+    for run_id, join in changes.joins:
+        _join(transaction, run_id, join)
     for gate in changes.gates:
         _insert_gate(transaction, gate)
     for row, delay in changes.outbox:
@@ -59,6 +62,19 @@ def cancel_open_steps(
             continue
         blocks.add(step.step_id)
         if not step.status.is_final:
+            transaction.put_step(row.cancelled(now))
+            cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt))
+    return cancelled
+
+
+def close_line(
+    transaction: Transaction, run_id: UUID, block_id: str, first: int, now: datetime
+) -> Sequence[CancelledStep]:
+    """Cancel those who wait at a block's gate, from a position on; return what that was."""
+    cancelled = []
+    for row in list(transaction.branches(run_id, block_id, first)):
+        step = row.record
+        if step.status is StepStatus.PENDING:
             transaction.put_step(row.cancelled(now))
             cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt))
     return cancelled
@@ -110,21 +126,43 @@ def _insert_ended(transaction: Transaction, ended: EndedAttempt) -> None:
     transaction.changes.ended[key] = row
 
 
-def _join(transaction: Transaction, join: Join) -> None:
-    block = transaction.step((join.run_id, join.block_id))
+def _join(transaction: Transaction, run_id: UUID, join: Join) -> None:
+    block = transaction.step((run_id, join.block_id))
     if block is None:
         return
     last: dict[int, StepRow] = {}
-    for row in transaction.branches(join.run_id, join.block_id):
+    for row in transaction.branches(run_id, join.block_id):
+        if row.record.status is StepStatus.SKIPPED:
+            continue
         there = last.get(row.record.position)
         if there is None or there.record.ordinal < row.record.ordinal:
             last[row.record.position] = row
+    if join.form is JoinForm.ITERATIONS:
+        transaction.put_step(replace(block, output=_iterations(list(last.values()))))
+        return
     outputs = [
         f"{dump_json(row.record.branch_name)}:{row.output if row.record.status is StepStatus.COMPLETED else 'null'}"
         for row in last.values()
-        if join.shows_failed or (row.record.status is StepStatus.COMPLETED and row.output is not None)
+        if join.form is JoinForm.ALL or (row.record.status is StepStatus.COMPLETED and row.output is not None)
     ]
     transaction.put_step(replace(block, output="{" + ",".join(outputs) + "}"))
+
+
+def _iterations(rows: Sequence[StepRow]) -> str:
+    statuses = [row.record.status for row in rows]
+    iterations = [
+        {"index": row.record.position, "status": row.record.status, "output": to_value(row.output)}
+        | {"error": to_value(row.error)}
+        for row in rows
+    ]
+    return dump_json(
+        {
+            "iterations": iterations,
+            "total_count": len(rows),
+            "completed_count": statuses.count(StepStatus.COMPLETED),
+            "failed_count": statuses.count(StepStatus.FAILED),
+        }
+    )
 
 
 def _insert_gate(transaction: Transaction, gate: GateRow) -> None:

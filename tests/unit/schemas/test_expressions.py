@@ -6,7 +6,7 @@ import pytest
 
 from schemas.errors import ContractError, ExpressionFailed, Problem, ReferenceBroken, TemplateInvalid
 from schemas.expressions import MAX_LENGTH, MAX_LEVELS, compile_expression, read_expression
-from schemas.scope import Scope, StepOutcome
+from schemas.scope import Iteration, Part, Reads, Scope, StepOutcome
 from schemas.statuses import StepStatus
 from schemas.stored_json import StoredJson
 
@@ -413,7 +413,7 @@ def test_all_misread_references_are_listed_beside_the_first_error_of_syntax_in_t
         ("if", "malformed_reference", "${b.output}"),
         ("if", "malformed_reference", None),
     ]
-    assert expression.steps == {"c"}
+    assert expression.reads == Reads(steps=frozenset({"c"}))
 
 
 @pytest.mark.parametrize("text", ["${s.output > 3 and (", "(1 == '", "(${s.{x}} &&"])
@@ -424,12 +424,20 @@ def test_behind_what_is_not_closed_nothing_is_guessed(text: str) -> None:
 def test_an_expression_knows_which_steps_it_needs_and_where() -> None:
     expression = read_expression("${a.output.x[0]} in ${workflow.input} or ${b.status} == 'x'", ("steps", 1))
 
-    assert expression.steps == {"a", "b"}
+    assert expression.reads == Reads(steps=frozenset({"a", "b"}))
     assert [(placed.place, placed.reference.text) for placed in expression.references] == [
         (("steps", 1), "${a.output.x[0]}"),
         (("steps", 1), "${workflow.input}"),
         (("steps", 1), "${b.status}"),
     ]
+
+
+def test_an_expression_may_ask_for_the_iteration_of_a_loop() -> None:
+    expression = compile_expression("${loop.item.n} > ${loop.index} and not ${loop.is_last}")
+
+    assert expression.reads == Reads(loop_parts=frozenset({Part.ITEM, Part.INDEX, Part.IS_LAST}))
+    assert expression.evaluate(Scope({}, {}, Iteration(1, 3, {"n": 2}))) is True
+    assert expression.evaluate(Scope({}, {}, Iteration(2, 3, {"n": 5}))) is False
 
 
 def test_compiling_and_evaluating_refuse_what_has_problems() -> None:

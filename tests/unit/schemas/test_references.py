@@ -6,7 +6,8 @@ import pytest
 
 from schemas.errors import ReferenceBroken, TemplateInvalid
 from schemas.json_text import MAX_DEPTH
-from schemas.references import Scope, StepOutcome, compile_template, read_template
+from schemas.references import compile_template, read_template
+from schemas.scope import NOTHING_READ, Iteration, Part, Reads, Scope, StepOutcome
 from schemas.statuses import StepStatus
 
 SCOPE = Scope(
@@ -98,7 +99,7 @@ def test_a_value_without_references_is_returned_as_it_is(value: Any) -> None:
     template = compile_template(value)
 
     assert template.resolve(SCOPE) is value
-    assert template.steps == frozenset()
+    assert template.reads is NOTHING_READ
     assert template.references == ()
 
 
@@ -112,13 +113,35 @@ def test_parts_without_references_are_shared_and_not_copied() -> None:
 def test_a_template_knows_which_steps_it_needs_and_where() -> None:
     template = compile_template({"a": ["${step-a.output.x[0]} ${step-b.status}"], "b": "${workflow.input}"})
 
-    assert template.steps == {"step-a", "step-b"}
+    assert template.reads == Reads(steps=frozenset({"step-a", "step-b"}))
     assert [(placed.place, placed.reference.text) for placed in template.references] == [
         (("a", 0), "${step-a.output.x[0]}"),
         (("a", 0), "${step-b.status}"),
         (("b",), "${workflow.input}"),
     ]
     assert template.references[0].reference.path == ("x", 0)
+
+
+def test_a_template_knows_the_blocks_whose_errors_it_needs() -> None:
+    template = compile_template({"a": "${block.errors.left.code} ${step-a.error}", "b": "${block.output}"})
+
+    assert template.reads == Reads(steps=frozenset({"block", "step-a"}), blocks=frozenset({"block"}))
+
+
+@pytest.mark.parametrize(
+    ("value", "is_reference"),
+    [
+        ("${step-a.output.list}", True),
+        ("${loop.item}", True),
+        ("text", False),
+        ("$${step-a.output}", False),
+        (" ${step-a.output}", False),
+        ("${step-a.output}${step-b.output}", False),
+        (["${step-a.output}"], False),
+    ],
+)
+def test_a_template_tells_whether_it_is_just_one_reference(value: Any, is_reference: bool) -> None:
+    assert compile_template(value).is_reference is is_reference
 
 
 def test_a_step_that_has_not_run_is_skipped() -> None:
@@ -173,6 +196,119 @@ def test_a_path_that_does_not_exist_says_where_it_broke_and_what_was_there(refer
     assert str(caught.value) == f"{reference} leads nowhere: {why}"
 
 
+# Iterations of loops
+
+
+IN_LOOP = Scope({}, {"loop": StepOutcome(StepStatus.COMPLETED, {"index": 7}, None)}, Iteration(1, 3, {"name": ["ada"]}))
+
+
+def resolve_in(iteration: Iteration | None, template: Any) -> Any:
+    return compile_template(template).resolve(Scope({}, {}, iteration))
+
+
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [
+        ("${loop.item}", {"name": ["ada"]}),
+        ("${loop.item.name[0]}", "ada"),
+        ("${loop.index}", 1),
+        ("${loop.total}", 3),
+        ("${loop.is_first}", False),
+        ("${loop.is_last}", False),
+        ("${loop.index} of ${loop.total}: ${loop.item.name[0]}, ${loop.is_last}", "1 of 3: ada, false"),
+    ],
+)
+def test_in_the_body_of_a_loop_a_reference_leads_to_its_iteration(template: str, value: Any) -> None:
+    resolved = compile_template(template).resolve(IN_LOOP)
+
+    assert resolved == value
+    assert type(resolved) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("index", "total", "is_first", "is_last"),
+    [(0, 3, True, False), (1, 3, False, False), (2, 3, False, True), (0, 1, True, True)],
+)
+def test_an_iteration_knows_whether_it_is_the_first_or_the_last(
+    index: int, total: int, is_first: bool, is_last: bool
+) -> None:
+    iteration = Iteration(index, total)
+
+    assert resolve_in(iteration, ["${loop.is_first}", "${loop.is_last}"]) == [is_first, is_last]
+
+
+@pytest.mark.parametrize("item", [None, 0, "", [], {}, "${loop.index}"])
+def test_an_item_may_be_any_value(item: Any) -> None:
+    assert resolve_in(Iteration(0, 1, item), "${loop.item}") is item
+
+
+def test_a_step_may_be_called_loop_and_is_told_from_the_iteration_by_what_is_taken() -> None:
+    template = compile_template("${loop.output.index} ${loop.status} ${loop.index}")
+
+    assert template.resolve(IN_LOOP) == "7 COMPLETED 1"
+    assert template.reads == Reads(steps=frozenset({"loop"}), loop_parts=frozenset({Part.INDEX}))
+
+
+def test_a_template_knows_which_parts_of_the_iteration_it_needs() -> None:
+    template = compile_template({"a": "${loop.item.name} ${loop.item}", "b": ["${loop.is_last}", "${workflow.input}"]})
+
+    assert template.reads == Reads(loop_parts=frozenset({Part.ITEM, Part.IS_LAST}))
+    assert [placed.reference.step for placed in template.references] == [None, None, None, None]
+
+
+@pytest.mark.parametrize("part", ["item", "index", "total", "is_first", "is_last"])
+def test_outside_of_every_loop_a_reference_to_the_iteration_leads_nowhere(part: str) -> None:
+    reference = f"${{loop.{part}}}"
+    with pytest.raises(ReferenceBroken) as caught:
+        resolve_in(None, reference)
+
+    assert caught.value.reference == reference
+    assert str(caught.value) == f"{reference} leads nowhere: it lies in no loop"
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        ("${loop.item.nmae}", 'loop.item has no key "nmae"; its keys are "name"'),
+        ("${loop.item.name[1]}", "loop.item.name has no [1]; it is an array of 1"),
+    ],
+)
+def test_a_path_that_does_not_exist_in_the_item_says_where_it_broke(reference: str, why: str) -> None:
+    with pytest.raises(ReferenceBroken) as caught:
+        compile_template(reference).resolve(IN_LOOP)
+
+    assert str(caught.value) == f"{reference} leads nowhere: {why}"
+
+
+@pytest.mark.parametrize(
+    ("reference", "why", "suggestion"),
+    [
+        ("${loop.index.x}", "index is a number and has nothing below it", "${loop.index}"),
+        ("${loop.total[0]}", "total is a number and has nothing below it", "${loop.total}"),
+        ("${loop.is_first.x}", "is_first is true or false and has nothing below it", "${loop.is_first}"),
+        ("${loop.is_last.x}", "is_last is true or false and has nothing below it", "${loop.is_last}"),
+        ("${loop.status.x}", "a status is a word and has nothing below it", "${loop.status}"),
+    ],
+)
+def test_what_has_nothing_below_it_is_told_in_words(reference: str, why: str, suggestion: str) -> None:
+    [problem] = read_template(reference).problems
+
+    assert problem.message == f"{reference}: {why}"
+    assert (problem.code, problem.suggestion) == ("malformed_reference", suggestion)
+
+
+def test_the_message_about_a_loop_says_what_would_be_right() -> None:
+    [problem] = read_template("${loop.itme}").problems
+
+    assert problem.message == (
+        "${loop.itme} is no reference: write ${loop.item} or ${loop.index} or ${loop.total}, or a path below it; "
+        'a literal "${" is written "$${"'
+    )
+
+
+# What is broken or cannot be read
+
+
 def test_a_broken_reference_never_dumps_the_data() -> None:
     data = {f"key-{index}-" + "k" * 1000: "secret" * 1000 for index in range(1000)}
 
@@ -206,6 +342,14 @@ MALFORMED = [
     ("${step-a.output.x }", None),
     ("${step-a.outputs}", "${step-a.output}"),
     ("${step-a.status.x}", "${step-a.status}"),
+    ("${loop}", "${loop.item}"),
+    ("${loop.itme.name}", "${loop.item.name}"),
+    ("${loop.name}", "${loop.item.name}"),
+    ("${loop.isfirst}", "${loop.is_first}"),
+    ("${loop.index.x}", "${loop.index}"),
+    ("${loop.item..x}", None),
+    ("${step-a.item}", "${step-a.output.item}"),
+    ("${workflow.item}", "${workflow.input.item}"),
     ("${workflow}", "${workflow.input}"),
     ("${workflow.topic}", "${workflow.input.topic}"),
     ("${workflow.inputs.topic}", "${workflow.input.topic}"),
@@ -237,7 +381,7 @@ def test_all_references_that_cannot_be_read_are_listed_with_their_places() -> No
         "steps.x.input_mapping.a",
         "steps.x.input_mapping.b[0].c",
     ]
-    assert template.steps == {"step-b"}
+    assert template.reads == Reads(steps=frozenset({"step-b"}))
 
 
 def test_the_message_says_what_would_be_right() -> None:

@@ -122,12 +122,44 @@ def test_each_step_of_a_branch_is_an_agent_step_of_its_own(branches: Document, p
     assert [(one[0], one[1]) for one in found(forked({"branches": branches}))] == [(place, code)]
 
 
-def test_a_conditional_is_no_step_of_a_branch() -> None:
-    document = forked(a2={})
-    document["steps"]["a2"] = {
-        "type": "conditional", "condition": {"expression": "true"}, "if_true_step": "g",
+def branching(steps: list[str], **choice: Any) -> Document:
+    """The workflow of `forked` in which the branch a lists these steps, and the conditional c leads to p or q."""
+    document = forked({"branches": {"a": {"steps": steps}, "b": {"steps": ["b1"]}}})
+    document["steps"] |= {
+        "c": {
+            "type": "conditional", "condition": {"expression": "true"},
+            "if_true_step": "p", "if_false_step": "q", **choice,
+        },
+        "p": {"agent_name": "x"},
+        "q": {"agent_name": "x"},
     }  # fmt: skip
-    assert (f"{A}.steps[1]", "nested_conditional") in [(one[0], one[1]) for one in found(document)]
+    return document
+
+
+@pytest.mark.parametrize("steps", [["c", "a1", "a2"], ["a1", "c", "a2"], ["a1", "a2", "c"]])
+def test_a_conditional_may_be_a_step_of_a_branch(steps: list[str]) -> None:
+    assert found(branching(steps)) == []
+
+
+@pytest.mark.parametrize("path", ["if_true_step", "if_false_step"])
+@pytest.mark.parametrize("steps", [["a1", "c", "a2"], ["a2", "c", "a1"]])
+def test_a_step_on_a_path_of_a_conditional_does_not_stand_in_the_list_of_the_branch(
+    path: str, steps: list[str]
+) -> None:
+    document = branching(steps, **{path: "a2"})
+    del document["steps"]["p" if path == "if_true_step" else "q"]
+    assert found(document) == [(f"steps.c.{path}", "path_step_in_branch", None)]
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("b1", ("steps.c.if_true_step", "branch_reached_directly", "f")),
+        ("pp", ("steps.c.if_true_step", "unknown_step", "p")),
+    ],
+)
+def test_a_path_of_a_conditional_in_a_branch_stays_in_it(target: str, problem: Any) -> None:
+    assert problem in found(branching(["a1", "c", "a2"], if_true_step=target))
 
 
 def test_a_step_may_say_itself_which_step_of_its_branch_follows() -> None:

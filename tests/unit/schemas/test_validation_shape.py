@@ -246,7 +246,7 @@ def test_a_block_without_its_type_is_told_to_say_so(found: Found, workflow: Docu
 
 @pytest.mark.parametrize(
     ("given", "suggestion"),
-    [("paralel", "parallel"), ("Parallel", "parallel"), ("loop", None), (5, None), (None, None), ([], None)],
+    [("paralel", "parallel"), ("Parallel", "parallel"), ("while", None), (5, None), (None, None), ([], None)],
 )
 def test_an_unknown_type_is_one_problem(
     found: Found, workflow: Document, given: object, suggestion: str | None
@@ -257,7 +257,7 @@ def test_an_unknown_type_is_one_problem(
 
 
 def test_a_step_of_an_unknown_type_need_not_be_an_agent(found: Found, workflow: Document) -> None:
-    workflow["steps"]["step-c"] = {"type": "loop"}
+    workflow["steps"]["step-c"] = {"type": "while"}
 
     assert found(workflow) == [("steps.step-c.type", "unknown_type", None)]
 

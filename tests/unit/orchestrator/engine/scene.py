@@ -7,11 +7,13 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
+from orchestrator.engine.block import new_block
+from orchestrator.engine.compilation import compile_plan
 from orchestrator.engine.decide import decide
 from orchestrator.engine.decision import Decision
 from orchestrator.engine.inputs import Input, RunRequested
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import AgentPlan, BlockPlan, Plan, compile_plan
+from orchestrator.engine.plan import AgentPlan, BlockPlan, ConditionalPlan, LoopPlan, Plan
 from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
 from orchestrator.engine.state import RunState, RunValues, Wanted
 from schemas.messages import AgentError, AgentResult, ErrorInfo
@@ -44,6 +46,11 @@ def parallel(*branches: str, **fields: Any) -> dict[str, Any]:
     return {"type": "parallel", "parallel_steps": list(branches), **fields}
 
 
+def loop(*body: str, **config: Any) -> dict[str, Any]:
+    """Return a loop step that goes through two items."""
+    return {"type": "loop", "loop_config": {"collection": [1, 2], "loop_body": list(body), **config}}
+
+
 def plan_of(**steps: dict[str, Any]) -> Plan:
     """Return the plan of a workflow that begins with the first of *steps*."""
     return compile_plan(parse_workflow({"name": "sample", "start_step": next(iter(steps)), "steps": steps}))
@@ -58,6 +65,18 @@ def agent_plan(plan: Plan, step_id: str) -> AgentPlan:
 def block_plan(plan: Plan, step_id: str = "block") -> BlockPlan:
     step = plan.steps[step_id]
     assert isinstance(step, BlockPlan)
+    return step
+
+
+def conditional_plan(plan: Plan, step_id: str = "choice") -> ConditionalPlan:
+    step = plan.steps[step_id]
+    assert isinstance(step, ConditionalPlan)
+    return step
+
+
+def loop_plan(plan: Plan, step_id: str = "loop") -> LoopPlan:
+    step = plan.steps[step_id]
+    assert isinstance(step, LoopPlan)
     return step
 
 
@@ -118,6 +137,11 @@ def known(*rows: StepExecution, run: Run | None = None, plan: Plan | None = None
     return state
 
 
+def before_fork(plan: Plan) -> RunState:
+    """Return the state in which the block of *plan* has its row, and no branch has."""
+    return known(new_block(RUN, block_plan(plan), "block", None, NOW), plan=plan)
+
+
 def report(status: ReportStatus = ReportStatus.COMPLETED, **fields: Any) -> AgentResult:
     given: dict[str, Any] = {"task_id": TASK, "run_id": RUN, "worker_id": "worker-1"}
     if status is ReportStatus.FAILED:
@@ -160,6 +184,9 @@ def snapshot(state: RunState) -> RunState:
         tasks=dict(state.tasks),
         outcomes=dict(state.outcomes),
         failures=dict(state.failures),
+        errors=dict(state.errors),
         waiting=dict(state.waiting),
         ready=dict(state.ready),
+        items=dict(state.items),
+        collections=dict(state.collections),
     )

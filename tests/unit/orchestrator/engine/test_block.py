@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.engine import codes
 from orchestrator.engine.block import DESCRIBED_FAILURES, branch_ended, fork, forked, new_block
-from orchestrator.engine.decision import SendTask, SendTicket, Verdict
+from orchestrator.engine.decision import Fork, Join, JoinForm, SendTask, SendTicket, Verdict
 from orchestrator.engine.inputs import BlockDrained, BlockForked, StepEnded
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.records import Branches, StepExecution
@@ -21,6 +21,7 @@ from tests.unit.orchestrator.engine.scene import (
     agent,
     agent_plan,
     answer,
+    before_fork,
     block_plan,
     block_row,
     branch_row,
@@ -37,7 +38,7 @@ BROKEN = {"x": "${workflow.input.missing}"}
 
 def forked_rows(plan: Plan) -> list[tuple[str, StepStatus, str | None]]:
     """Return id, status and message of each branch that a fork makes."""
-    made = fork(known(plan=plan), block_plan(plan), NOW, counted_ids())
+    made = fork(before_fork(plan), Fork("block"), NOW, counted_ids())
     return [(step.step_id, step.status, type(send).__name__ if send else None) for step, send in made]
 
 
@@ -45,7 +46,7 @@ def forked_rows(plan: Plan) -> list[tuple[str, StepStatus, str | None]]:
 
 
 def test_a_new_block_counts_all_its_branches_as_open() -> None:
-    row = new_block(RUN, block_plan(three_branches(max_parallelism=2)), NOW)
+    row = new_block(RUN, block_plan(three_branches(max_parallelism=2)), "block", None, NOW)
     assert (row.status, row.started_at, row.parent_step_id) == (StepStatus.PENDING, None, None)
     assert row.branches == Branches(total=3, open=3, failed=0, dispatched=0, passed=0, max_parallelism=2)
 
@@ -79,7 +80,7 @@ def test_a_branch_without_a_valid_input_is_born_failed_and_its_siblings_go_ahead
 def test_each_message_of_a_fork_carries_the_row_that_is_stored() -> None:
     for limit in (None, 1):
         plan = three_branches(max_parallelism=limit)
-        for step, send in fork(known(plan=plan), block_plan(plan), NOW, counted_ids()):
+        for step, send in fork(before_fork(plan), Fork("block"), NOW, counted_ids()):
             assert isinstance(send, SendTask | SendTicket)
             assert send.step is step
 
@@ -87,8 +88,25 @@ def test_each_message_of_a_fork_carries_the_row_that_is_stored() -> None:
 def test_a_fork_is_lazy_so_that_a_huge_block_passes_in_pieces() -> None:
     new_id = counted_ids(first=100)
     plan = three_branches()
-    assert len(list(islice(fork(known(plan=plan), block_plan(plan), NOW, new_id), 2))) == 2
+    assert len(list(islice(fork(before_fork(plan), Fork("block"), NOW, new_id), 2))) == 2
     assert new_id() == UUID(int=102), "only the two that were asked for drew ids"
+
+
+@pytest.mark.parametrize(
+    ("limit", "gated"), [(None, False), (1, True), (2, True), (3, False), (4, False), (70_000, False)]
+)
+def test_a_block_has_a_gate_only_where_its_limit_can_hold_a_branch_back(limit: int | None, gated: bool) -> None:
+    assert is_gated(three_branches(max_parallelism=limit)) is gated
+
+
+def test_one_branch_alone_needs_no_gate() -> None:
+    assert not is_gated(plan_of(block=parallel("a", max_parallelism=1), a=agent()))
+
+
+def is_gated(plan: Plan) -> bool:
+    row = new_block(RUN, block_plan(plan), "block", None, NOW)
+    assert row.branches is not None
+    return row.branches.is_gated
 
 
 # Forked
@@ -162,8 +180,8 @@ def test_a_drained_block_without_failures_is_completed_and_joined() -> None:
     decision = decided(known(block_row(open=0)), BlockDrained(RUN, "block"), after(5))
     (block,) = decision.steps
     assert (decision.verdict, block.status, block.finished_at) == (Verdict.APPLIED, StepStatus.COMPLETED, after(5))
-    assert decision.join is not None
-    assert (decision.join.id, decision.then) == ("block", (StepEnded(RUN, "block"),))
+    assert decision.join == Join("block", JoinForm.COMPLETED, around=None)
+    assert decision.then == (StepEnded(RUN, "block"),)
 
 
 def test_a_drained_block_with_failures_wants_to_see_them_first() -> None:
@@ -175,8 +193,8 @@ def test_a_drained_block_with_failures_is_failed_and_joined_all_the_same() -> No
     decision = decided(drained_state(failures=1, total=3), BlockDrained(RUN, "block"), after(5))
     (block,) = decision.steps
     assert (block.status, block.finished_at) == (StepStatus.FAILED, after(5))
-    assert decision.join is not None
-    assert (decision.join.id, decision.then) == ("block", (StepEnded(RUN, "block"),))
+    assert decision.join == Join("block", JoinForm.COMPLETED, around=None)
+    assert decision.then == (StepEnded(RUN, "block"),)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.engine import codes
 from orchestrator.engine.block import fork
-from orchestrator.engine.decision import Decision, SendTask, Ticket, Verdict
+from orchestrator.engine.decision import Decision, Fork, SendTask, Ticket, Verdict
 from orchestrator.engine.inputs import (
     AttemptOverdue,
     BlockDrained,
@@ -28,8 +28,7 @@ from tests.unit.orchestrator.engine.scene import (
     TASK,
     after,
     agent,
-    agent_plan,
-    block_plan,
+    before_fork,
     block_row,
     counted_ids,
     decided,
@@ -69,25 +68,9 @@ def ended(state: RunState, status: ReportStatus) -> Decision:
     return decided(state, TaskReported(report(status)))
 
 
-def test_the_steps_of_a_branch_follow_each_other() -> None:
-    plan = forked_plan()
-    assert [agent_plan(plan, step).next_step for step in ("a1", "a2", "a3", "b1")] == ["a2", "a3", None, None]
-    assert [agent_plan(plan, step).ordinal for step in ("a1", "a2", "a3", "b1")] == [0, 1, 2, 0]
-    assert [agent_plan(plan, step).branch_name for step in ("a1", "a3", "b1")] == ["left", "left", "right"]
-    assert [branch.id for branch in block_plan(plan).branches] == ["a1", "b1"]
-
-
-@pytest.mark.parametrize(
-    ("all_of_them", "expected"), [({}, [None, 7.0]), ({"branch_timeout_seconds": 9.0}, [9.0, 7.0])]
-)
-def test_the_time_limit_of_a_branch_goes_before_that_of_all(all_of_them: Any, expected: list[float | None]) -> None:
-    plan = forked_plan(**all_of_them)
-    assert [agent_plan(plan, step).branch_timeout for step in ("a1", "b1")] == expected
-
-
 def test_only_the_first_steps_have_rows_at_first() -> None:
     plan = forked_plan()
-    rows = [step for step, _ in fork(known(plan=plan), block_plan(plan), NOW, counted_ids())]
+    rows = [step for step, _ in fork(before_fork(plan), Fork("block"), NOW, counted_ids())]
     assert [(step.step_id, step.branch_name, step.position, step.branch_due_at) for step in rows] == [
         ("a1", "left", 0, None),
         ("b1", "right", 1, after(7)),

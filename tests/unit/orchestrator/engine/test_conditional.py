@@ -6,11 +6,24 @@ import pytest
 
 from orchestrator.engine import codes
 from orchestrator.engine.inputs import StepEnded, StepReached
-from orchestrator.engine.plan import ConditionalPlan, Plan
+from orchestrator.engine.plan import Plan
 from orchestrator.engine.state import RunValues, Wanted
 from schemas.references import StepOutcome
 from schemas.statuses import StepStatus
-from tests.unit.orchestrator.engine.scene import NOW, RUN, agent, answer, decided, known, parallel, plan_of
+from tests.unit.orchestrator.engine.scene import (
+    NOW,
+    RUN,
+    after,
+    agent,
+    answer,
+    block_row,
+    branch_row,
+    conditional_plan,
+    decided,
+    known,
+    parallel,
+    plan_of,
+)
 
 
 def choosing(expression: str = "${workflow.input.n} > 1", **step: Any) -> Plan:
@@ -34,31 +47,6 @@ def reached(plan: Plan, n: Any) -> Any:
     return decided(state, StepReached(RUN, "choice"))
 
 
-def conditional(plan: Plan) -> ConditionalPlan:
-    step = plan.steps["choice"]
-    assert isinstance(step, ConditionalPlan)
-    return step
-
-
-def skipping(if_true: str, if_false: str) -> tuple[str | None, str | None]:
-    """Return what is skipped when the condition holds, and when it does not, of a choice between two of these steps."""
-    condition = {"expression": "true"}
-    plan = plan_of(
-        choice={
-            "type": "conditional",
-            "condition": condition,
-            "if_true_step": if_true,
-            "if_false_step": if_false,
-            "next_step": "end",
-        },
-        yes=agent(next_step="yes2", on_failure="rescue"),
-        yes2=agent(on_failure="rescue"),
-        rescue=agent(),
-        end=agent(),
-    )
-    return conditional(plan).skipped_if_true, conditional(plan).skipped_if_false
-
-
 @pytest.mark.parametrize(("n", "holds", "taken", "other"), [(2, True, "yes", "no"), (1, False, "no", "yes")])
 def test_it_leads_into_one_path_and_the_other_is_skipped(n: int, holds: bool, taken: str, other: str) -> None:
     decision = reached(choosing(), n)
@@ -66,14 +54,7 @@ def test_it_leads_into_one_path_and_the_other_is_skipped(n: int, holds: bool, ta
     assert (choice.status, choice.output) == (StepStatus.COMPLETED, {"result": holds, "step": taken})
     assert (choice.started_at, choice.finished_at) == (NOW, NOW)
     assert (skipped.step_id, skipped.status, skipped.finished_at) == (other, StepStatus.SKIPPED, NOW)
-    assert decision.then == (StepReached(RUN, taken),)
-
-
-def test_behind_a_path_the_run_goes_on_where_the_conditional_says() -> None:
-    steps = choosing().steps
-    assert {name: steps[name].next_step for name in ("yes", "yes2", "rescue", "no", "end", "a")} == {
-        "yes": "yes2", "yes2": "end", "rescue": "end", "no": "end", "end": None, "a": None,
-    }  # fmt: skip
+    assert decision.then == (StepReached(RUN, taken, after="choice"),)
 
 
 def test_where_a_path_is_empty_the_run_goes_on_at_once() -> None:
@@ -81,23 +62,8 @@ def test_where_a_path_is_empty_the_run_goes_on_at_once() -> None:
     plan = plan_of(choice=choice, yes=agent(), end=agent())
     decision = reached(plan, 0)
     assert (decision.steps[0].output, decision.then) == ({"result": False, "step": None}, (StepEnded(RUN, "choice"),))
-    assert conditional(plan).next_step == "end"
+    assert conditional_plan(plan).next_step == "end"
     assert decision.steps[1].step_id == "yes"
-
-
-@pytest.mark.parametrize(
-    ("if_true", "if_false", "skipped"),
-    [
-        ("yes", "end", (None, "yes")),  # the run comes to the end anyhow
-        ("yes", "rescue", (None, "yes")),  # and to the handler where a step of the other path fails
-        ("yes", "yes2", (None, "yes")),
-        ("yes", "yes", (None, None)),
-    ],
-)
-def test_a_step_that_may_still_run_is_not_skipped(
-    if_true: str, if_false: str, skipped: tuple[str | None, str | None]
-) -> None:
-    assert skipping(if_true, if_false) == skipped
 
 
 def test_it_asks_for_the_outcomes_that_it_needs_and_for_the_errors_of_branches() -> None:
@@ -113,7 +79,45 @@ def test_it_asks_for_the_outcomes_that_it_needs_and_for_the_errors_of_branches()
     assert wanted == Wanted(outcomes=frozenset({"block", "a"}), errors=frozenset({"block"}))
     state.outcomes |= {name: StepOutcome(StepStatus.COMPLETED, None, None) for name in ("block", "a")}
     state.errors["block"] = {}
-    assert decided(state, StepReached(RUN, "choice")).then == (StepReached(RUN, "end"),)
+    assert decided(state, StepReached(RUN, "choice")).then == (StepReached(RUN, "end", after="choice"),)
+
+
+def in_branch(**block: Any) -> Plan:
+    """Return the plan of a block with the branches a and choice, which leads to yes or no and then to z."""
+    branches = {"a": {"steps": ["a"]}, "b": {"steps": ["choice", "z"]}}
+    choice = {
+        "type": "conditional", "condition": {"expression": "true"}, "if_true_step": "yes", "if_false_step": "no",
+    }  # fmt: skip
+    return plan_of(
+        block={"type": "fork_join", "fork_join_config": {"branches": branches, **block}},
+        choice=choice,
+        **{name: agent() for name in ("a", "yes", "no", "z")},
+    )
+
+
+def test_in_a_branch_it_and_what_it_skips_stand_in_the_block() -> None:
+    state = known(block_row(), plan=in_branch())
+    state.steps["choice"] = None
+    decision = decided(state, StepReached(RUN, "choice"))
+    assert [(step.step_id, step.status, step.parent_step_id, step.branch_name) for step in decision.steps] == [
+        ("choice", StepStatus.COMPLETED, "block", "b"),
+        ("no", StepStatus.SKIPPED, "block", "b"),
+    ]
+    assert decision.then == (StepReached(RUN, "yes", after="choice"),)
+
+
+def test_behind_a_gate_it_goes_on_with_the_row_that_waited() -> None:
+    waiting = branch_row("choice", StepStatus.PENDING, agent_name=None, created_at=after(-9))
+    state = known(block_row(max_parallelism=1), waiting, plan=in_branch(max_parallelism=1))
+    choice = decided(state, StepReached(RUN, "choice")).steps[0]
+    assert (choice.status, choice.created_at, choice.started_at) == (StepStatus.COMPLETED, after(-9), NOW)
+
+
+def test_it_takes_the_time_limit_of_its_branch_from_the_step_before() -> None:
+    before = branch_row("a", StepStatus.COMPLETED, branch_due_at=after(30))
+    state = known(block_row(), before, plan=in_branch())
+    state.steps["choice"] = None
+    assert decided(state, StepReached(RUN, "choice", after="a")).steps[0].branch_due_at == after(30)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.engine import codes
 from orchestrator.engine.decide import apply
-from orchestrator.engine.decision import Decision, SendCancellation, SendResult, SendTask, Verdict
+from orchestrator.engine.decision import Decision, Fork, SendCancellation, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, RunOverdue, StepEnded, StepReached
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import Plan
@@ -190,7 +190,7 @@ def test_a_reached_block_is_forked_when_all_that_its_branches_refer_to_is_known(
     assert answer(state, reached) == Wanted(outcomes=frozenset({"first"}))
     state.outcomes["first"] = StepOutcome(StepStatus.COMPLETED, 1, None)
     decision = decided(state, reached)
-    assert decision.fork is plan.steps["block"]
+    assert decision.fork == Fork("block")
     assert [(step.step_id, step.status) for step in decision.steps] == [("block", StepStatus.RUNNING)]
     assert (decision.sends, decision.then) == ((), ())
 

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import pytest
-
 from orchestrator.engine import codes
 from orchestrator.engine.block import fork
 from orchestrator.engine.decide import apply
-from orchestrator.engine.decision import SendCancellation, SendTicket, Ticket
+from orchestrator.engine.decision import Fork, SendCancellation, SendTicket, Ticket
 from orchestrator.engine.inputs import BlockDrained, BlockForked, RetryDue, SlotsFree, StepEnded, StepReached
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import Plan, blocks_around
+from orchestrator.engine.plan import Plan
 from orchestrator.engine.records import Branches, StepExecution
 from orchestrator.engine.state import FailedBranch, Line, RunState, Wanted
 from schemas.statuses import StepStatus
@@ -21,7 +19,6 @@ from tests.unit.orchestrator.engine.scene import (
     after,
     agent,
     answer,
-    block_plan,
     branch_row,
     counted_ids,
     decided,
@@ -51,19 +48,9 @@ def inner_row(status: StepStatus = RUNNING, **fields: Any) -> StepExecution:
     return StepExecution(RUN, "inner", status, branches=counters, **(place | fields))
 
 
-def test_a_block_knows_its_place_in_the_branch_of_another() -> None:
-    plan = nested()
-    inner = block_plan(plan, "inner")
-    assert (inner.block_id, inner.branch_name, inner.position, inner.ordinal) == ("block", "left", 0, 0)
-    assert (inner.next_step, inner.branch_timeout) == ("z", 50.0)
-    assert [list(blocks_around(plan.steps, step)) for step in ("x", "inner", "block")] == [
-        ["inner", "block"], ["block"], [],
-    ]  # fmt: skip
-
-
 def test_without_a_limit_a_block_that_comes_first_is_entered_at_once() -> None:
     plan = nested()
-    rows = [step.step_id for step, _ in fork(known(plan=plan), block_plan(plan), NOW, counted_ids())]
+    rows = [step.step_id for step, _ in fork(known(outer_row(), plan=plan), Fork("block"), NOW, counted_ids())]
     assert rows == ["a"]
     assert decided(known(outer_row(), plan=plan), BlockForked(RUN, "block", 0)).then == (StepReached(RUN, "inner"),)
     state = known(outer_row(), plan=plan)
@@ -72,15 +59,16 @@ def test_without_a_limit_a_block_that_comes_first_is_entered_at_once() -> None:
     (row,) = decision.steps
     assert (row.status, row.started_at, row.parent_step_id) == (RUNNING, NOW, "block")
     assert (row.branch_due_at, row.due_at) == (after(50), after(50))
-    assert decision.fork == block_plan(plan, "inner")
+    assert decision.fork == Fork("inner")
 
 
 def test_behind_a_gate_it_waits_for_a_slot_like_any_branch() -> None:
     plan = nested(max_parallelism=1)
-    (waiting, send), _ = fork(known(plan=plan), block_plan(plan), NOW, counted_ids())
+    outer = outer_row(max_parallelism=1)
+    (waiting, send), _ = fork(known(outer, plan=plan), Fork("block"), NOW, counted_ids())
     assert (waiting.step_id, waiting.status, waiting.due_at) == ("inner", PENDING, None)
     assert send == SendTicket(waiting)
-    state = known(outer_row(max_parallelism=1), plan=plan)
+    state = known(outer, plan=plan)
     state.put_line("block", Line(0, 1, (waiting,)))
     decision = decided(state, SlotsFree(RUN, "block"))
     assert (decision.sends, decision.then) == ((), (StepReached(RUN, "inner"),))
@@ -147,13 +135,6 @@ def test_the_error_of_an_inner_block_is_that_of_a_branch() -> None:
     error = decided(state, BlockDrained(RUN, "block")).steps[0].error
     assert error is not None
     assert error.message == "1 of 2 branches failed: inner: no luck"
-
-
-@pytest.mark.parametrize("depth", [1, 4, 8])
-def test_blocks_nest_as_deep_as_they_may(depth: int) -> None:
-    steps: dict[str, Any] = {f"b{level}": parallel(f"b{level + 1}") for level in range(depth - 1)}
-    plan = plan_of(**steps, **{f"b{depth - 1}": parallel("leaf")}, leaf=agent())
-    assert len(list(blocks_around(plan.steps, "leaf"))) == depth
 
 
 def test_a_handler_deep_inside_counts_where_no_block_around_it_names_one() -> None:

@@ -1,84 +1,119 @@
-"""A workflow, compiled once."""
+"""A plan: from executions to steps, and to the executions around them and beside them."""
+
+from typing import Any
 
 import pytest
 
-from orchestrator.engine.plan import TimeLimits
-from tests.unit.orchestrator.engine.scene import agent, agent_plan, block_plan, parallel, plan_of, three_branches
+from orchestrator.engine.plan import Plan
+from tests.unit.orchestrator.engine.scene import agent, loop, parallel, plan_of
 
-
-def test_branches_stand_in_the_order_of_the_block_not_of_the_document() -> None:
-    plan = plan_of(block=parallel("c", "a", "b"), a=agent(), b=agent(), c=agent())
-    branches = block_plan(plan).branches
-    assert [(branch.id, branch.block_id, branch.position) for branch in branches] == [
-        ("c", "block", 0),
-        ("a", "block", 1),
-        ("b", "block", 2),
-    ]
-    assert agent_plan(plan, "a") is branches[1]
-
-
-def test_a_step_outside_every_block_names_none() -> None:
-    alone = agent_plan(plan_of(alone=agent()), "alone")
-    assert (alone.block_id, alone.position, alone.limits) == (None, 0, TimeLimits(None, None, None))
-
-
-def test_the_time_limits_of_a_block_are_the_defaults_of_its_branches_only() -> None:
-    plan = plan_of(
-        block=parallel("a", "b", timeout_seconds=60.0, queue_timeout_seconds=30.0, next_step="then"),
-        a=agent(heartbeat_timeout_seconds=9.0),
-        b=agent(timeout_seconds=5.0),
-        then=agent(),
-    )
-    limits = {step_id: agent_plan(plan, step_id).limits for step_id in ("a", "b", "then")}
-    assert limits == {
-        "a": TimeLimits(60.0, 30.0, 9.0),
-        "b": TimeLimits(5.0, 30.0, None),
-        "then": TimeLimits(None, None, None),
-    }
-
-
-def test_the_retry_of_a_block_is_the_default_of_its_branches_only() -> None:
-    plan = plan_of(
-        block=parallel("a", "b", retry={"max_attempts": 7}, next_step="then"),
-        a=agent(),
-        b=agent(retry_strategy={"max_retries": 1}),
-        then=agent(),
-    )
-    retries = {step_id: agent_plan(plan, step_id).retry for step_id in ("a", "b", "then")}
-    assert {name: policy and policy.max_attempts for name, policy in retries.items()} == {"a": 7, "b": 2, "then": None}
+# A loop over first, block and then; a loop lies in one branch of the block, and a step beside it in the other.
+LOOPS = plan_of(
+    start=agent(next_step="outer"),
+    outer=loop("first", "block", "then"),
+    first=agent(),
+    block=parallel("inner", "z"),
+    inner=loop("x", "y"),
+    x=agent(),
+    y=agent(),
+    z=agent(),
+    then=agent(),
+)
+# A loop directly in the body of a loop.
+NESTED = plan_of(outer=loop("inner"), inner=loop("x"), x=agent())
 
 
 @pytest.mark.parametrize(
-    ("limit", "gated"), [(None, False), (1, True), (2, True), (3, False), (4, False), (70_000, False)]
+    ("execution", "step_id"), [("outer", "outer"), ("first[3]", "first"), ("x[3][0]", "x"), ("start", "start")]
 )
-def test_a_block_has_a_gate_only_where_its_limit_can_hold_a_branch_back(limit: int | None, gated: bool) -> None:
-    assert block_plan(three_branches(max_parallelism=limit)).is_gated is gated
+def test_an_execution_is_of_the_step_that_its_id_begins_with(execution: str, step_id: str) -> None:
+    assert LOOPS.step(execution) is LOOPS.steps[step_id]
 
 
-def test_one_branch_alone_needs_no_gate() -> None:
-    assert not block_plan(plan_of(block=parallel("a", max_parallelism=1), a=agent())).is_gated
+@pytest.mark.parametrize(
+    ("execution", "step_id", "beside"),
+    [
+        ("x[3][0]", "y", "y[3][0]"),
+        ("x[3][0]", "then", "then[3]"),  # out of the inner loop
+        ("x[3][0]", "inner", "inner[3]"),
+        ("x[3][0]", "outer", "outer"),
+        ("x[3][0]", "start", "start"),
+        ("first[12]", "z", "z[12]"),
+        ("start", "outer", "outer"),
+    ],
+)
+def test_the_execution_beside_another_shares_the_loops_around_its_own_step(
+    execution: str, step_id: str, beside: str
+) -> None:
+    assert LOOPS.beside(execution, step_id) == beside
 
 
-def test_steps_lead_where_the_document_says() -> None:
+@pytest.mark.parametrize(
+    ("execution", "around"),
+    [
+        ("x[3][0]", "inner[3]"),
+        ("inner[3]", "block[3]"),
+        ("z[3]", "block[3]"),
+        ("block[3]", "outer"),
+        ("outer", None),
+        ("start", None),
+    ],
+)
+def test_around_an_execution_is_the_block_or_loop_that_it_lies_in(execution: str, around: str | None) -> None:
+    assert LOOPS.around(execution) == around
+
+
+def test_all_that_lies_around_an_execution_comes_from_the_inside_out() -> None:
+    assert list(LOOPS.all_around("x[3][0]")) == ["inner[3]", "block[3]", "outer"]
+    assert list(LOOPS.all_around("start")) == []
+
+
+def test_a_loop_within_a_loop_lies_in_an_iteration_of_it() -> None:
+    assert list(NESTED.all_around("x[1][0]")) == ["inner[1]", "outer"]
+
+
+def test_without_loops_blocks_lie_around_their_steps() -> None:
+    branches = {"left": {"steps": ["inner", "z"]}, "right": {"steps": ["a"]}}
     plan = plan_of(
-        block=parallel("a", next_step="then", on_failure="rescue"),
-        a=agent(on_failure="rescue"),
-        then=agent(),
-        rescue=agent(),
+        block={"type": "fork_join", "fork_join_config": {"branches": branches}},
+        inner=parallel("x", "y"),
+        **{name: agent() for name in ("x", "y", "z", "a")},
     )
-    block = block_plan(plan)
-    assert (plan.start, block.next_step, block.on_failure) == ("block", "then", "rescue")
-    assert agent_plan(plan, "a").on_failure == "rescue"
-    assert agent_plan(plan, "then").next_step is None
+    assert [list(plan.all_around(step)) for step in ("x", "inner", "block")] == [
+        ["inner", "block"], ["block"], [],
+    ]  # fmt: skip
 
 
-def test_a_block_reads_from_every_step_that_one_of_its_branches_reads_from() -> None:
-    plan = plan_of(
-        first=agent(next_step="second"),
-        second=agent(next_step="block"),
-        block=parallel("a", "b", "c"),
-        a=agent(input_mapping={"x": "${first.output}"}),
-        b=agent(input_mapping={"x": ["${second.status}", "${first.output}"]}),
-        c=agent(input_mapping={"x": "${workflow.input}"}),
-    )
-    assert block_plan(plan).referenced_steps == {"first", "second"}
+@pytest.mark.parametrize("depth", [1, 4, 8])
+def test_blocks_nest_as_deep_as_they_may(depth: int) -> None:
+    steps: dict[str, Any] = {f"b{level}": parallel(f"b{level + 1}") for level in range(depth - 1)}
+    plan = plan_of(**steps, **{f"b{depth - 1}": parallel("leaf")}, leaf=agent())
+    assert len(list(plan.all_around("leaf"))) == depth
+
+
+@pytest.mark.parametrize(
+    ("plan", "execution", "found"),
+    [
+        (LOOPS, "x[3][0]", "inner[3]"),
+        (LOOPS, "z[3]", "outer"),  # the block between is none
+        (LOOPS, "inner[3]", "outer"),
+        (LOOPS, "outer", None),
+        (NESTED, "x[1][0]", "inner[1]"),
+        (NESTED, "inner[1]", "outer"),
+    ],
+)
+def test_the_loop_around_an_execution_is_the_innermost_one(plan: Plan, execution: str, found: str | None) -> None:
+    assert plan.loop_around(execution) == found
+
+
+@pytest.mark.parametrize(
+    ("execution", "lane"),
+    [
+        ("first[3]", ("first[3]", "block[3]", "then[3]")),
+        ("x[3][0]", ("x[3][0]", "y[3][0]")),
+        ("inner[3]", ("inner[3]",)),
+        ("z[3]", ("z[3]",)),
+    ],
+)
+def test_a_lane_holds_the_executions_of_one_branch_in_their_order(execution: str, lane: tuple[str, ...]) -> None:
+    assert LOOPS.lane(execution) == lane

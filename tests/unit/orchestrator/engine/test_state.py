@@ -1,10 +1,12 @@
 """What is known of a run, and what is missing."""
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import Line, RunState, Wanted
-from schemas.scope import Scope, StepOutcome
+from schemas.scope import StepOutcome
 from schemas.statuses import StepStatus
 from tests.unit.orchestrator.engine.scene import NOW, OTHER, TASK, block_row, branch_row, known, run_row
 
@@ -15,6 +17,7 @@ PART = Wanted(
     outcomes=frozenset({"a"}),
     failures=frozenset({"block"}),
     waiting=frozenset({("block", 0, 1)}),
+    items=frozenset({("loop", 0)}),
     plan=True,
 )
 OTHER_PART = Wanted(tasks=frozenset({OTHER}), steps=frozenset({"b"}), run_values=True)
@@ -33,16 +36,28 @@ def test_two_wants_together_want_all_that_either_does() -> None:
     assert both.steps == {"a", "b"}
     assert (both.plan, both.run_values) == (True, True)
     assert (both.ending, both.outcomes) == (PART.ending, PART.outcomes)
-    assert (both.failures, both.waiting) == (PART.failures, PART.waiting)
+    assert (both.failures, both.waiting, both.items) == (PART.failures, PART.waiting, PART.items)
     assert both
     assert not Wanted()
 
 
-def test_references_see_the_outcomes_that_exist() -> None:
+def test_an_outcome_comes_with_the_errors_of_its_branches_where_those_are_known() -> None:
     state = known()
-    done = StepOutcome(StepStatus.COMPLETED, 1, None)
-    state.outcomes |= {"a": done, "b": None, "c": done}
-    assert state.scope(["a", "b"]) == Scope({}, {"a": done})
+    failed = StepOutcome(StepStatus.FAILED, 1, None)
+    state.outcomes |= {"a": failed, "b": failed, "c": None}
+    state.errors |= {"a": {"x": {"code": "agent_error"}}, "c": {}}
+    assert state.outcome("a") == replace(failed, errors={"x": {"code": "agent_error"}})
+    assert state.outcome("b") is failed
+    assert state.outcome("c") is None
+
+
+def test_the_items_of_a_loop_that_was_entered_just_now_are_known_and_others_are_asked_for() -> None:
+    state = known()
+    wanted = Wanted(items=frozenset({("new", 1), ("old", 0), ("old", 1)}))
+    state.collections["new"] = ["n0", "n1"]
+    state.items["old", 0] = "o0"
+    assert state.missing(wanted) == Wanted(items=frozenset({("old", 1)}))
+    assert [state.item("new", 1), state.item("old", 0)] == ["n1", "o0"]
 
 
 # Lines at gates

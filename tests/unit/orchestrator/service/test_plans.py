@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.engine.plan import compile_plan
+from orchestrator.engine.compilation import compile_plan
 from orchestrator.service.plans import PlanCache
 from schemas.errors import WorkflowInvalid
 from schemas.validation import parse_workflow
