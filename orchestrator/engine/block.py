@@ -142,12 +142,14 @@ def branch_ended(state: RunState, branch: StepPlan, *ended: StepExecution, befor
     """
     assert before.parent_step_id is not None, "it is a step of a branch"
     block, plan = _known(state, before.parent_step_id), _plan(state, before.parent_step_id)
+    if block.status.is_final:
+        return Decision(Verdict.STALE, codes.BRANCH_IS_OVER, released=ticket(_plan_of(state), branch, before))
     counters = _counters(block)
     last = ended[-1] if ended else before
     counted = counters._replace(
         open=counters.open - 1,
         failed=counters.failed + (last.status is StepStatus.FAILED),
-        dispatched=counters.dispatched - (counters.is_gated and (before.holds_slot or not ended)),
+        dispatched=counters.dispatched - (counters.is_gated and (not ended or holds_slot(plan, before))),
         ready=counters.ready - (before.ready_at is not None),
     )
     is_over = _is_over(plan, counted)
@@ -160,6 +162,12 @@ def branch_ended(state: RunState, branch: StepPlan, *ended: StepExecution, befor
         then=(BlockDrained(block.run_id, block.step_id),) if is_over else (),
         afterwards=SlotsFree(block.run_id, block.step_id) if counted.free_slots > 0 and not is_over else None,
     )
+
+
+def holds_slot(plan: ForkPlan, step: StepExecution) -> bool:
+    """Whether a branch that has got to *step* takes one of the slots of its gated block."""
+    keeps_it = isinstance(plan, LoopPlan) and plan.is_sequential and step.attempt > 0
+    return step.is_dispatched or (keeps_it and step.status is StepStatus.PENDING)
 
 
 def line_closed(state: RunState, event: LineClosed) -> Decision:

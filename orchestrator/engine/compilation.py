@@ -175,13 +175,15 @@ class _Compiler:
     def _loop_plan(self, step: LoopStep) -> LoopPlan:
         config = step.loop_config
         (body,) = self._branches(step)
+        is_sequential = config.execution_mode is ExecutionMode.SEQUENTIAL
         at_fork = {body.id} if isinstance(body, AgentPlan) else set()
         return LoopPlan(
             **self._common(step),
             body=body,
             collection=compile_template(config.collection),
-            max_parallelism=1 if config.execution_mode is ExecutionMode.SEQUENTIAL else config.max_parallelism,
+            max_parallelism=1 if is_sequential else config.max_parallelism,
             max_iterations=config.max_iterations,
+            is_sequential=is_sequential,
             stops=config.on_error is OnError.STOP,
             tolerates=config.on_error is OnError.CONTINUE,
             keeps_items=bool(self._item_readers.get(step.id, set()) - at_fork),

@@ -46,7 +46,7 @@ def branch_arrived(state: RunState, event: BranchArrived) -> Decision | Wanted:
         return Decision(Verdict.STALE, codes.BRANCH_IS_OVER)
     if step.status.is_final:
         return _first_step_over(state, step)
-    if step.holds_slot:
+    if step.is_dispatched:
         return Decision(Verdict.DUPLICATE, codes.ALREADY_DISPATCHED)
     return Decision(Verdict.NOT_YET, codes.WAITS_FOR_SLOT, afterwards=SlotsFree(event.run_id, event.block_id))
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched, new_step
-from orchestrator.engine.block import branch_ended, entered
+from orchestrator.engine.block import branch_ended, entered, waiting_row
 from orchestrator.engine.conditional import chosen
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, Verdict
 from orchestrator.engine.inputs import CancelRequested, RunRequested, StepEnded, StepReached
@@ -75,12 +75,17 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
     assert state.plan is not None
     plan = state.plan.step(event.step_id)
     wanted = wanted_by(state.plan, event.step_id, plan.reads)
-    if plan.place is not None and not isinstance(plan, AgentPlan):
-        # It may have waited at the gate.
-        wanted = wanted._replace(steps=wanted.steps | {event.step_id})
+    around = state.plan.around(event.step_id)
+    if around is not None and not isinstance(plan, AgentPlan):
+        # It may have waited at the gate, and an earlier branch may have ended the block since.
+        wanted = wanted._replace(steps=wanted.steps | {event.step_id, around})
     missing = state.missing(wanted)
     if missing:
         return missing
+    if around is not None and not isinstance(plan, AgentPlan):
+        block = state.steps[around]
+        if block is not None and block.status.is_final:
+            return _too_late(state, event, plan, around, now)
     match plan:
         case BlockPlan() | LoopPlan():
             return entered(state, event, plan, now)
@@ -90,6 +95,14 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
             return _agent_reached(state, event, plan, now, new_id)
         case _:
             assert_never(plan)
+
+
+def _too_late(state: RunState, event: StepReached, plan: StepPlan, around: str, now: datetime) -> Decision:
+    """Return what becomes of the first step of a branch whose block has not waited for it."""
+    if state.steps[event.step_id] is not None:
+        return Decision(Verdict.STALE, codes.BRANCH_IS_OVER)
+    row = waiting_row(event.run_id, plan, event.step_id, around, now)
+    return Decision(Verdict.APPLIED, steps=(row.advanced(Trigger.CANCEL, finished_at=now),))
 
 
 def step_ended(state: RunState, event: StepEnded, now: datetime) -> Decision | Wanted:

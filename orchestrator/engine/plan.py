@@ -124,6 +124,7 @@ class LoopPlan(_Planned):
     collection: Template
     max_parallelism: int | None
     max_iterations: int | None
+    is_sequential: bool  # an iteration keeps its slot while it waits for its next attempt: no other overtakes it
     stops: bool  # after a failed iteration no other one starts
     tolerates: bool  # failed iterations do not fail it
     keeps_items: bool  # for steps that are entered later than its first ones

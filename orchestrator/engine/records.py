@@ -53,7 +53,7 @@ class Branches(NamedTuple):
     total: int
     open: int  # not final yet
     failed: int
-    dispatched: int  # slots taken: QUEUED or RUNNING branches of a gated block
+    dispatched: int  # slots of a gated block that are taken (see `orchestrator.engine.block.holds_slot`)
     passed: int  # branches before this position have been through the gate, or never will
     max_parallelism: int | None
     ready: int = 0  # branches whose next attempt waits for a slot; they go before the line
@@ -112,6 +112,6 @@ class StepExecution(NamedTuple):
         return self._replace(status=status, **changes)
 
     @property
-    def holds_slot(self) -> bool:
-        """Whether it takes one of its gated block's slots."""
+    def is_dispatched(self) -> bool:
+        """Whether its task is with RabbitMQ or with a worker, or it runs by itself."""
         return self.status in {StepStatus.QUEUED, StepStatus.RUNNING}

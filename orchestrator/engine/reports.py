@@ -11,7 +11,7 @@ from orchestrator.engine.inputs import AttemptOverdue, RetryDue, SlotsFree, Step
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import AgentPlan, BlockPlan, LoopPlan
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.retries import Failure, next_try, pause_after, start_next
+from orchestrator.engine.retries import Failure, keeps_slot, next_try, pause_after, start_next
 from orchestrator.engine.silence import was_sent_again
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_step_status
@@ -63,7 +63,8 @@ def retry_due(state: RunState, event: RetryDue, moment: Moment) -> Decision | Wa
         return _branch_overdue(state, step, moment)
     if step.status is not StepStatus.PENDING:
         return Decision(Verdict.STALE, codes.NOT_WAITING)
-    return start_next(state, step, moment)
+    missing = state.missing(Wanted(plan=True))
+    return missing or start_next(state, step, moment)
 
 
 def _branch_overdue(state: RunState, step: StepExecution, moment: Moment) -> Decision | Wanted:
@@ -205,7 +206,7 @@ def _failed(state: RunState, step: StepExecution, failure: Failure, moment: Mome
         return _ended(state, step, step.advanced(Trigger.FAIL, error=failure.error, due_at=None))
     waiting, ended = next_try(step, failure, moment.now + pause)
     block = state.steps[step.parent_step_id] if step.parent_step_id is not None else None
-    if block is None or block.branches is None or not block.branches.is_gated:
+    if block is None or block.branches is None or not block.branches.is_gated or keeps_slot(state, block):
         return Decision(Verdict.APPLIED, steps=(waiting,), ended=ended)
     freed = block._replace(branches=block.branches._replace(dispatched=block.branches.dispatched - 1))
     handed_on = SlotsFree(step.run_id, block.step_id)

@@ -2,7 +2,8 @@
 
 A step that waits for its next attempt is PENDING, with the time of that attempt as its due time, and without a task id:
 whatever is still heard of the attempt that failed is about nothing. It holds no slot of its block meanwhile. When its
-time has come and all slots are taken, it is *ready*: the next slots that are free go to those, before the line.
+time has come and all slots are taken, it is *ready*: the next slots that are free go to those, before the line. Only in
+a sequential loop the slot is kept, for the next iteration must not begin.
 
 The attempt that failed is kept in the history of the step (`EndedAttempt`); the step's own row shows the last one.
 """
@@ -17,7 +18,7 @@ from orchestrator.engine.attempt import dispatched, within_branch
 from orchestrator.engine.decision import Decision, EndedAttempt, SendTask, Verdict
 from orchestrator.engine.inputs import SlotsFree
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import RetryPolicy
+from orchestrator.engine.plan import LoopPlan, RetryPolicy
 from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState
 from orchestrator.engine.transitions import Trigger
@@ -94,10 +95,17 @@ def next_try(step: StepExecution, failure: Failure, due_at: datetime) -> NextTry
     return NextTry(waiting, ended)
 
 
+def keeps_slot(state: RunState, block: StepExecution) -> bool:
+    """Whether a branch of the block has its slot for itself until it is over."""
+    assert state.plan is not None, "it was asked for before"
+    plan = state.plan.step(block.step_id)
+    return isinstance(plan, LoopPlan) and plan.is_sequential
+
+
 def start_next(state: RunState, step: StepExecution, moment: Moment) -> Decision:
     """Start the next attempt, or let the step be ready where its block has no slot for it."""
     block = state.steps[step.parent_step_id] if step.parent_step_id is not None else None
-    if block is not None and block.branches is not None and block.branches.is_gated:
+    if block is not None and block.branches is not None and block.branches.is_gated and not keeps_slot(state, block):
         # Handed on like any other slot: what is ready comes before the line.
         ready = step._replace(due_at=within_branch(step, None), ready_at=moment.now)
         counted = block._replace(branches=block.branches._replace(ready=block.branches.ready + 1))

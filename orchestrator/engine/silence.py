@@ -21,7 +21,7 @@ def task_missing(state: RunState, event: TaskMissing, now: datetime) -> Decision
     if missing:
         return missing
     step = state.steps[event.step_id]
-    if step is None or step.task_id != event.task_id or not step.holds_slot:
+    if step is None or step.task_id != event.task_id or not step.is_dispatched:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     if last_sign(step) != event.last_sign:
         return Decision(Verdict.STALE, codes.HEARD_FROM)

@@ -88,6 +88,11 @@ class RunValues:
     error: ErrorInfo | None
 
 
+def cancelled(step: StepExecution, now: datetime) -> StepExecution:
+    """Return the row as it is once its run, or its block, goes on without it."""
+    return step.advanced(Trigger.CANCEL, finished_at=now, due_at=None, ready_at=None, error=None)
+
+
 @dataclass(slots=True)
 class RunState:
     """What is known of one run. An absent row is known as None, an unknown one is not in the mapping."""
@@ -171,7 +176,7 @@ class RunState:
         """Remember that every row that was not final is CANCELLED now, or of a block those in its branches."""
         for step in list(self.steps.values()):
             if step is not None and not step.status.is_final and (of_block is None or self._lies_in(of_block, step)):
-                self.put_step(step.advanced(Trigger.CANCEL, finished_at=now, due_at=None, ready_at=None))
+                self.put_step(cancelled(step, now))
 
     def _lies_in(self, block_id: str, step: StepExecution) -> bool:
         assert self.plan is not None, "whoever cancels branches knows the plan"
@@ -184,4 +189,4 @@ class RunState:
             if step is None or step.parent_step_id != block_id or step.status is not StepStatus.PENDING:
                 continue
             if step.position >= first:
-                self.put_step(step.advanced(Trigger.CANCEL, finished_at=now, due_at=None))
+                self.put_step(cancelled(step, now))

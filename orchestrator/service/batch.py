@@ -237,6 +237,7 @@ class Batch:
         assert block.branches is not None, "it is a block"
         cancelled = await self._uow.close_line(run_id, block_id, block.branches.passed, self._moment.now)
         self._events[run_id].extend(self._cancelled(step) for step in cancelled)
+        self._gate_change(run_id, block_id).ended.extend(step.step_id for step in cancelled)
         return LineClosed(run_id, block_id, len(cancelled))
 
     async def _cancel_open_steps(self, run_id: UUID, block_id: str | None) -> None:

@@ -185,7 +185,7 @@ _CANCEL_OPEN_STEPS: Final = """
         SELECT s.step_id FROM blocks JOIN step_executions AS s ON s.run_id = $1 AND s.parent_step_id = blocks.block_id
         WHERE s.branches_total IS NOT NULL
     )
-    UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL,
+    UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL, error = NULL,
         branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0,  -- null where it is no block
         branches_ready = branches_ready * 0
     WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
@@ -193,7 +193,7 @@ _CANCEL_OPEN_STEPS: Final = """
     RETURNING step_id, parent_step_id, branch_name, attempt
 """
 _CLOSE_LINE: Final = """
-    UPDATE step_executions SET status = 'CANCELLED', finished_at = $4
+    UPDATE step_executions SET status = 'CANCELLED', finished_at = $4, error = NULL
     WHERE run_id = $1 AND parent_step_id = $2 AND position >= $3 AND status = 'PENDING'
     RETURNING step_id, parent_step_id, branch_name, attempt
 """

@@ -25,6 +25,7 @@ INPUTS = {
     "fork_join": [],
     "conditional": [],
     "nested_blocks": [],
+    "loop": [],
 }
 
 
@@ -91,6 +92,8 @@ def unbranched(name: str) -> set[str]:
     """Return the steps that are nobody's branches and that the run passes."""
     steps: dict[str, Any] = json.loads((ROOT / f"examples/{name}.json").read_text())["steps"]
     branches = {branch for step in steps.values() for lane in lanes(step).values() for branch in lane}
+    choices = [steps[branch] for branch in branches if "condition" in steps[branch]]
+    branches |= {str(choice.get(path)) for choice in choices for path in ("if_true_step", "if_false_step")}
     return set(steps) - branches - {"full-report"}
 
 

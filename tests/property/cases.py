@@ -1,10 +1,6 @@
-"""Random workflows whose agents do what is written beside them, and what must come of each.
+"""Random workflows whose agents do what is written beside them."""
 
-`sequential` walks a workflow one step after the other, with no queue, no counter and nothing that goes wrong on the
-way. Whatever order a distributed run takes, it must arrive at the same.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -13,16 +9,13 @@ from zlib import crc32
 from hypothesis import strategies as st
 
 from orchestrator.engine import codes
+from orchestrator.engine.executions import execution_id, iterations_of, step_of
 from schemas.codec import dump_json
-from schemas.errors import ExpressionFailed, ReferenceBroken
-from schemas.expressions import compile_expression
-from schemas.references import compile_template
-from schemas.scope import Scope, StepOutcome
-from schemas.statuses import RunStatus, StepStatus
+from schemas.statuses import StepStatus
 from schemas.validation import parse_workflow, validate_workflow
-from schemas.workflow import AgentStep, ConditionalStep, Workflow
+from schemas.workflow import Workflow
 
-INPUT = {"topic": "rain"}
+INPUT = {"topic": "rain", "items": ["a", 2, {"b": [3]}]}
 BROKEN = "${workflow.input.missing}"
 SHORT, LONG = 5.0, 1_000_000.0  # timeouts in seconds
 
@@ -56,12 +49,24 @@ class Case:
     behaviours: Mapping[str, Behaviour]
     failing_first: Mapping[str, int] = field(default_factory=dict)  # so many attempts fail before that
 
-    def behaviour(self, step_id: str) -> Behaviour:
-        return self.behaviours.get(step_id, Behaviour.COMPLETES)
+    def step(self, execution: str) -> Mapping[str, Any]:
+        """Return the step that an execution is of."""
+        return self.steps[step_of(execution)]
 
-    def behaviour_of(self, step_id: str, attempt: int) -> Behaviour:
+    def behaviour_of(self, execution: str, attempt: int) -> Behaviour:
         """Return what the agent does with an attempt, counted from 1."""
-        return Behaviour.FAILS if attempt <= self.failing_first.get(step_id, 0) else self.behaviour(step_id)
+        step_id = step_of(execution)
+        fails_first = attempt <= self.failing_first.get(step_id, 0)
+        return Behaviour.FAILS if fails_first else self.behaviours.get(step_id, Behaviour.COMPLETES)
+
+    def members(self, lane: Sequence[str]) -> list[str]:
+        """Return the steps of a branch, those on the paths of its conditionals too."""
+        found = list(lane)
+        for step_id in found:  # it grows while we go
+            names = ("if_true_step", "if_false_step", *(("next_step",) if step_id not in lane else ()))
+            targets = (self.steps[step_id].get(name) for name in names)
+            found += [target for target in targets if target is not None and target not in found]
+        return found
 
     def last_behaviour(self, step_id: str) -> Behaviour:
         """Return what the agent does with the last attempt that the step's `retry` allows and needs."""
@@ -71,7 +76,9 @@ class Case:
     @property
     def is_certain(self) -> bool:
         """Whether every order leads to the same; not where a block goes on without some branches."""
-        return all(_join(step).get("on_decided") != "cancel" for step in self.steps.values())
+        return all(
+            _join(step).get("on_decided") != "cancel" and not _stops_anywhere(step) for step in self.steps.values()
+        )
 
     @property
     def workflow(self) -> Workflow:
@@ -80,11 +87,24 @@ class Case:
 
 def said(step_id: str, value: Any) -> dict[str, str]:
     """Return the output of a step: short, and another one for every other input."""
-    return {"said": f"{step_id} {crc32(dump_json(value).encode()):08x}"}
+    return {"said": f"{step_of(step_id)} {crc32(dump_json(bare(value)).encode()):08x}"}
+
+
+def bare(value: Any) -> Any:
+    """Return *value*, in which errors are no more than their codes: their words are not foretold."""
+    if isinstance(value, list):
+        return [bare(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() >= {"code", "message"}:
+        return {"code": value["code"]}
+    return {key: bare(item) for key, item in value.items()}
 
 
 def lanes(step: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the steps of each branch of a block, by the branch's name; nothing where *step* is no block."""
+    if "loop_config" in step:
+        return {"body": step["loop_config"]["loop_body"]}
     branches = _join(step).get("branches", {})
     return {name: [name] for name in step.get("parallel_steps", ())} | {
         name: branch["steps"] for name, branch in branches.items()
@@ -98,133 +118,68 @@ def needed(step: Mapping[str, Any]) -> int:
     return by_policy[join.get("join_policy", "all")]
 
 
-def limit(step: Mapping[str, Any]) -> int:
+def limit(step: Mapping[str, Any]) -> float:
     """Return how many branches of a block may run at once."""
-    return int(_join(step).get("max_parallelism", len(lanes(step))))
+    if is_sequential(step):
+        return 1
+    return float(_join(step).get("max_parallelism", "inf"))
+
+
+def is_sequential(step: Mapping[str, Any]) -> bool:
+    """Whether it is a loop whose iterations run one after the other."""
+    return "loop_config" in step and step["loop_config"].get("execution_mode") != "parallel"
 
 
 def _join(step: Mapping[str, Any]) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = step.get("fork_join_config", step)
+    config: Mapping[str, Any] = step.get("fork_join_config") or step.get("loop_config") or step
     return config
 
 
+def _stops_anywhere(step: Mapping[str, Any]) -> bool:
+    """Whether it is a loop of which nobody can tell how many iterations start before one has failed."""
+    stops = "loop_config" in step and step["loop_config"].get("on_error", "stop") == "stop"
+    return stops and not is_sequential(step) and "max_parallelism" in step["loop_config"]
+
+
 def decided_wrongly(case: Case, statuses: Mapping[str, StepStatus]) -> list[str]:
-    """Return the blocks that did not end as their policy says of the branches that have ended."""
+    """Return the blocks that did not end as their policy says of the branches that have ended; by execution."""
     wrong = []
-    for step_id, step in case.steps.items():
-        status, branches = statuses.get(step_id), lanes(step)
-        if branches and status in {StepStatus.COMPLETED, StepStatus.FAILED}:
-            completed = sum(statuses.get(steps[-1]) is StepStatus.COMPLETED for steps in branches.values())
-            if (completed >= needed(step)) != (status is StepStatus.COMPLETED):
-                wrong.append(step_id)
+    for block_id, status in statuses.items():
+        step = case.step(block_id)
+        if not lanes(step) or status not in {StepStatus.COMPLETED, StepStatus.FAILED}:
+            continue
+        branches = [_has_completed(case, *branch, statuses) for branch in branches_of(block_id, step, statuses)]
+        if "loop_config" in step:
+            tolerates = step["loop_config"].get("on_error") == "continue"
+            if status is StepStatus.COMPLETED and not (tolerates or all(branches)):
+                wrong.append(block_id)
+        elif (sum(branches) >= needed(step)) != (status is StepStatus.COMPLETED):
+            wrong.append(block_id)
     return wrong
 
 
-# What must come of a case
+def branches_of(
+    block_id: str, step: Mapping[str, Any], known: Container[str]
+) -> Iterator[tuple[Sequence[str], tuple[int, ...]]]:
+    """Yield the branches of a block, and of a loop its iterations as far as they are *known*, by execution."""
+    numbers = iterations_of(block_id)
+    for lane in lanes(step).values():
+        if "loop_config" not in step:
+            yield lane, numbers
+            continue
+        index = 0
+        while execution_id(lane[0], (*numbers, index)) in known:
+            yield lane, (*numbers, index)
+            index += 1
 
 
-@dataclass
-class Expected:
-    """How a run ends when nothing goes wrong on the way."""
-
-    status: RunStatus = RunStatus.RUNNING
-    output: Any = None
-    steps: dict[str, StepOutcome] = field(default_factory=dict)
-
-
-def sequential(case: Case) -> Expected:
-    """Carry the workflow out, one step after the other."""
-    steps = case.workflow.steps
-    expected, step_id = Expected(), "n1"
-    behind: list[str] = []  # where the run goes on when the paths end on which it is
-    while True:
-        while behind and behind[-1] == step_id:
-            behind.pop()
-        step = steps[step_id]
-        expected.steps[step_id] = outcome = _outcome(case, steps, step, expected.steps)
-        completed = outcome.status is StepStatus.COMPLETED
-        following = step.next_step if completed else _handler(case, step_id, expected.steps)
-        if completed and isinstance(step, ConditionalStep) and outcome.output["step"] is not None:
-            if step.next_step is not None:
-                behind.append(step.next_step)
-            following = outcome.output["step"]
-        if following is None and completed and behind:
-            following = behind[-1]
-        if following is None:
-            expected.status = RunStatus.COMPLETED if completed else RunStatus.FAILED
-            expected.output = outcome.output if completed else None
-            return expected
-        step_id = following
-
-
-def _outcome(case: Case, steps: Mapping[str, Any], step: Any, before: dict[str, StepOutcome]) -> StepOutcome:
-    if isinstance(step, AgentStep):
-        return _agent_outcome(case, step, Scope(INPUT, before))
-    if isinstance(step, ConditionalStep):
-        return _answer(step, Scope(INPUT, before))
-    written = case.steps[step.id]
-    seen, output, errors = dict(before), {}, {}
-    for name, lane in lanes(written).items():
-        last = _lane_outcome(case, steps, lane, seen, before)
-        if last.status is StepStatus.COMPLETED or "fork_join_config" in written:
-            output[name] = last.output if last.status is StepStatus.COMPLETED else None
-        if last.error is not None:
-            errors[name] = last.error
-    completed = len(lanes(written)) - len(errors)
-    if completed >= needed(written):
-        return StepOutcome(StepStatus.COMPLETED, output, None)
-    return StepOutcome(StepStatus.FAILED, output, {"code": codes.BRANCHES_FAILED})
-
-
-def _answer(step: ConditionalStep, scope: Scope) -> StepOutcome:
-    try:
-        holds = compile_expression(step.condition.expression).evaluate(scope)
-    except ReferenceBroken:
-        return StepOutcome(StepStatus.FAILED, None, {"code": codes.REFERENCE_BROKEN})
-    except ExpressionFailed:
-        return StepOutcome(StepStatus.FAILED, None, {"code": codes.CONDITION_FAILED})
-    taken = step.if_true_step if holds else step.if_false_step
-    return StepOutcome(StepStatus.COMPLETED, {"result": holds, "step": taken}, None)
-
-
-def _lane_outcome(
-    case: Case,
-    steps: Mapping[str, Any],
-    lane: Sequence[str],
-    before: Mapping[str, StepOutcome],
-    ran: dict[str, StepOutcome],
-) -> StepOutcome:
-    seen = dict(before)
-    for step_id in lane:
-        seen[step_id] = last = _outcome(case, steps, steps[step_id], seen)
-        if last.status is not StepStatus.COMPLETED:
-            break
-    ran.update({step_id: outcome for step_id, outcome in seen.items() if step_id not in before})
-    return last
-
-
-def _agent_outcome(case: Case, step: AgentStep, scope: Scope) -> StepOutcome:
-    try:
-        value = compile_template(step.input_mapping).resolve(scope)
-    except ReferenceBroken:
-        return StepOutcome(StepStatus.FAILED, None, {"code": codes.REFERENCE_BROKEN})
-    behaviour = case.last_behaviour(step.id)
-    if behaviour is Behaviour.COMPLETES:
-        return StepOutcome(StepStatus.COMPLETED, said(step.id, value), None)
-    return StepOutcome(StepStatus.FAILED, None, {"code": ERROR_CODES[behaviour]})
-
-
-def _handler(case: Case, step_id: str, outcomes: Mapping[str, StepOutcome]) -> str | None:
-    """Return the handler of a failed step; where a block names none, that of its first failed branch that has one."""
-    step = case.steps[step_id]
-    failed = [
-        inner
-        for lane in lanes(step).values()
-        for inner in lane
-        if inner in outcomes and outcomes[inner].status is StepStatus.FAILED
-    ]
-    candidates = (step.get("on_failure"), *(_handler(case, inner, outcomes) for inner in failed))
-    return next((handler for handler in candidates if handler is not None), None)
+def _has_completed(
+    case: Case, lane: Sequence[str], numbers: tuple[int, ...], statuses: Mapping[str, StepStatus]
+) -> bool:
+    reached = [statuses.get(execution_id(step_id, numbers)) for step_id in case.members(lane)]
+    ended = {StepStatus.COMPLETED, StepStatus.SKIPPED, None}
+    last = statuses.get(execution_id(lane[-1], numbers))
+    return last is StepStatus.COMPLETED and all(one in ended for one in reached)
 
 
 # Drawing a case
@@ -279,6 +234,7 @@ def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:
                 inner = f"{name}x"
                 steps[inner] = _block(choices, ids[-2:])
                 ids = [*ids[:-3], inner, ids[-3]]
+            ids = _with_choice(choices, steps, name, ids)
             steps[name] = _block(choices, ids) | _edges(choices, ("next_step", "on_failure"), later)
         else:
             steps[name] = {"agent_name": "x", **_edges(choices, ("next_step", "on_failure"), later)}
@@ -316,7 +272,10 @@ def _block(choices: Choices, branches: list[str]) -> dict[str, Any]:
     if limit is not None:
         join["max_parallelism"] = limit
     block: dict[str, Any] = {}
-    if choices.pick([True, False]):
+    shape = choices.pick(["parallel", "fork_join", "loop"])
+    if shape == "loop":
+        return _loop(choices, branches)
+    if shape == "parallel":
         block |= {"type": "parallel", "parallel_steps": choices.shuffled(branches)}
         into, total = block, len(branches)
     else:
@@ -337,16 +296,56 @@ def _block(choices: Choices, branches: list[str]) -> dict[str, Any]:
     return block
 
 
+def _loop(choices: Choices, body: list[str]) -> dict[str, Any]:
+    collections = [["a", "b"], "${workflow.input.items}", [1], [], ["a", "b", "c", "d"], "${workflow.input.topic}"]
+    config: dict[str, Any] = {"collection": choices.pick(collections), "loop_body": body}
+    config["execution_mode"] = choices.pick(["sequential", "parallel"])
+    config["on_error"] = choices.pick(["stop", "continue", "collect"])
+    if config["execution_mode"] == "parallel":
+        limit = choices.pick([None, 1, 2, 5])
+        config |= {"max_parallelism": limit} if limit is not None else {}
+    if choices.pick([False, False, False, True]):
+        config["max_iterations"] = 3
+    return {"type": "loop", "loop_config": config}
+
+
+def _with_choice(choices: Choices, steps: dict[str, Any], name: str, ids: list[str]) -> list[str]:
+    """Let one or two steps of a branch lie on the paths of a conditional instead of in its list."""
+    plain = [step_id for step_id in ids if steps[step_id].get("agent_name") is not None]
+    if len(plain) < 2 or choices.pick([True, True, False]):
+        return ids
+    choice, paths = f"{name}xc", plain[-2:] if len(plain) > 3 else plain[-1:]
+    conditions = [
+        "${workflow.input.topic} == 'rain'",
+        "${workflow.input.topic} == 'sun'",
+        "${workflow.input.topic} > 1",
+    ]
+    step: dict[str, Any] = {"type": "conditional", "condition": {"expression": choices.pick(conditions)}}
+    fields = choices.shuffled(["if_true_step", "if_false_step"])
+    step |= dict(zip(fields, paths, strict=False))
+    if len(paths) > 1 and choices.pick([False, True]):
+        del step[fields[1]]
+        steps[paths[0]]["next_step"] = paths[1]
+    for path in paths:
+        steps[path].pop("on_failure", None)
+    steps[choice] = step
+    rest = [step_id for step_id in ids if step_id not in paths]
+    at = choices.pick(range(len(rest) + 1))
+    return [*rest[:at], choice, *rest[at:]]
+
+
 def _complete(choices: Choices, steps: Mapping[str, Any], name: str, behaviour: Behaviour) -> None:
     if behaviour is Behaviour.HANGS:
         steps[name]["timeout_seconds"] = SHORT
     if behaviour is Behaviour.IS_IGNORED:
         steps[name]["queue_timeout_seconds"] = SHORT
-    before = [other for other in steps if _node(name) in _successors(steps, _node(other))]
+    in_loops = _in_loops(steps)
+    before = [other for other in steps if _node(name) in _successors(steps, _node(other)) and other not in in_loops]
     lane = next((lane for step in steps.values() for lane in lanes(step).values() if name in lane), [])
-    before += lane[: lane.index(name)] if lane else []
+    before += [other for other in lane[: lane.index(name)] if "condition" not in steps[other]] if lane else []
     references = [
         "${workflow.input.topic}",
+        *(("${loop.item}", "${loop.index}", "of ${loop.total}", "${loop.is_last}") if name in in_loops else ()),
         *(f"${{{other}.{part}}}" for other in before for part in ("output", "status", "error.code")),
         *(f"about ${{{other}.output.said}}" for other in before if "agent_name" in steps[other]),
     ]
@@ -355,6 +354,13 @@ def _complete(choices: Choices, steps: Mapping[str, Any], name: str, behaviour: 
         mapping["z"] = BROKEN
     if mapping:
         steps[name]["input_mapping"] = mapping
+
+
+def _in_loops(steps: Mapping[str, Any]) -> set[str]:
+    """Return the steps that lie in loops: all of a node, as loops lie in blocks, or blocks in loops."""
+    outer = {name for name, step in steps.items() if "loop_config" in step and name == _node(name)}
+    inner = {member for step in steps.values() if "loop_config" in step for member in step["loop_config"]["loop_body"]}
+    return inner | {name for name in steps if _node(name) in outer and name not in outer}
 
 
 def _node(name: str) -> str:
@@ -386,13 +392,18 @@ def _certain(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return *steps*, with agents instead of conditionals where one of those is not as a document's should be."""
     if not validate_workflow({"name": "case", "start_step": "n1", "steps": steps}):
         return steps
-    plain = {name: dict(step) for name, step in steps.items()}
+    plain = {name: {"id": name, **step} for name, step in steps.items()}
     for step in plain.values():
-        if step.get("type") == "conditional":
+        if step.get("type") == "conditional" and step["id"] == _node(step["id"]):
             edges = {name: step[name] for name in ("next_step", "on_failure") if name in step}
             edges.setdefault("next_step", step.get("if_true_step") or step.get("if_false_step"))
+            name = step["id"]
             step.clear()
-            step |= {"agent_name": "x", **{name: target for name, target in edges.items() if target is not None}}
+            step |= {
+                "id": name,
+                "agent_name": "x",
+                **{name: target for name, target in edges.items() if target is not None},
+            }
     return _reachable(plain)
 
 

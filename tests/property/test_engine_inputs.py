@@ -89,7 +89,7 @@ def blocks(draw: st.DrawFn, branch: StepExecution) -> StepExecution:
     status = draw(st.sampled_from(statuses))
     limit = draw(st.sampled_from([None, 1, 2, 3]))
     is_gated = limit is not None and limit < 3
-    taken = int(branch.holds_slot) if is_gated else 0
+    taken = int(branch.is_dispatched) if is_gated else 0
     waits = branch.status is StepStatus.PENDING
     return StepExecution(
         run_id=RUN,

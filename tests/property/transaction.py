@@ -20,8 +20,7 @@ from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, LineCl
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
-from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, Wanted
-from orchestrator.engine.transitions import Trigger
+from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, Wanted, cancelled
 from schemas.codec import dump_json
 from schemas.scope import StepOutcome
 from schemas.statuses import StepStatus
@@ -146,6 +145,7 @@ class Transaction:
         waiting = [step for step in waiting if step.position >= block.branches.passed]
         for step in waiting:
             self._cancel(step)
+            self.effects.released.append(step.step_id)
         return LineClosed(RUN, block_id, len(waiting))
 
     def _flush(self) -> None:
@@ -171,8 +171,7 @@ class Transaction:
                 self._cancel(step)
 
     def _cancel(self, step: StepExecution) -> None:
-        cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None, ready_at=None)
-        self.rows.steps[step.step_id] = cancelled
+        self.rows.steps[step.step_id] = cancelled(step, self._moment.now)
         self.effects.told.append((step.step_id, StepStatus.CANCELLED))
 
     # Reading

@@ -15,6 +15,7 @@ from uuid import UUID
 from orchestrator.engine import codes
 from orchestrator.engine.compilation import compile_plan
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, SendTicket, Verdict
+from orchestrator.engine.executions import execution_id, iterations_of
 from orchestrator.engine.inputs import (
     AttemptOverdue,
     BranchArrived,
@@ -79,7 +80,8 @@ class World:
 
     def branches(self, block_id: str) -> list[StepExecution]:
         """Return of each branch of a block the step that it has got to."""
-        return list({step.position: step for step in self.rows.branches(block_id)}.values())
+        rows = (step for step in self.rows.branches(block_id) if step.status is not StepStatus.SKIPPED)
+        return list({step.position: step for step in rows}.values())
 
     def block_of(self, step_id: str) -> StepExecution:
         block_id = self.rows.steps[step_id].parent_step_id
@@ -89,7 +91,9 @@ class World:
     def ticket_of(self, step: StepExecution) -> str:
         """Return the id that stands on the ticket of a branch: that of its first step."""
         assert step.parent_step_id is not None
-        return lanes(self.case.steps[step.parent_step_id])[str(step.branch_name)][0]
+        block = self.case.step(step.parent_step_id)
+        lane = lanes(block)["body" if "loop_config" in block else str(step.branch_name)]
+        return execution_id(lane[0], iterations_of(step.step_id))
 
     def deliver(self, inputs: Sequence[ExternalInput]) -> None:
         """Decide *inputs* in one transaction, and commit it."""
@@ -105,7 +109,7 @@ class World:
 
     def finish(self) -> None:
         """Let what is due happen, one after the other, until the run is over."""
-        for _ in range(15 * len(self.case.steps)):
+        for _ in range(60 * len(self.case.steps)):
             if self.is_over:
                 return
             self.now += timedelta(seconds=60)

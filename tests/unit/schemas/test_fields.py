@@ -16,6 +16,8 @@ from schemas.workflow import (
     ForkBranch,
     ForkJoinConfig,
     ForkJoinStep,
+    LoopConfig,
+    LoopStep,
     ParallelStep,
     Retry,
     RetryStrategy,
@@ -26,10 +28,10 @@ README = (Path(__file__).resolve().parents[3] / "schemas/README.md").read_text(e
 FIELDS = README.partition("## Fields")[2].partition("\n## ")[0]
 
 
-STEPS = [AgentStep, ParallelStep, ForkJoinStep, ConditionalStep, Condition]
+STEPS = [AgentStep, ParallelStep, ForkJoinStep, LoopStep, ConditionalStep, Condition]
 
 
-@pytest.mark.parametrize("part", [*STEPS, ForkJoinConfig, ForkBranch, Retry, RetryStrategy])
+@pytest.mark.parametrize("part", [*STEPS, ForkJoinConfig, ForkBranch, LoopConfig, Retry, RetryStrategy])
 def test_each_field_of_a_step_is_in_the_readme(part: Any) -> None:
     missing = [field.name for field in dataclasses.fields(part) if f"`{field.name}`" not in FIELDS]
     assert missing == []
