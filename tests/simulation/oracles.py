@@ -105,7 +105,9 @@ def check_outcome(
             step.status is outcome.status, "O2 effect", step_id, "is", step.status, "not", outcome.status, step.error
         )
         if outcome.status is StepStatus.COMPLETED:
-            require(bare(outputs[step_id]) == outcome.output, "O2 effect", step_id, "said", outputs[step_id], outcome.output)
+            require(
+                bare(outputs[step_id]) == outcome.output, "O2 effect", step_id, "said", outputs[step_id], outcome.output
+            )
         elif outcome.error is not None:
             code = step.error.code if step.error is not None else None
             require(code == outcome.error["code"], "O2 effect", step_id, "failed with", code, "not", outcome.error)
