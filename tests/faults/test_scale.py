@@ -28,6 +28,15 @@ def chain(length: int) -> Document:
     return {"name": "long", "start_step": "s0", "steps": {**steps, f"s{length - 1}": SAMPLE}}
 
 
+def many_items(count: int, limit: int | None = None, second: bool = False) -> Document:
+    """Return a loop over so many numbers, perhaps with a second step that asks for the item too."""
+    body = ["x", "y"] if second else ["x"]
+    config = {"collection": list(range(count)), "loop_body": body, "execution_mode": "parallel"}
+    loop = {"type": "loop", "loop_config": config | ({"max_parallelism": limit} if limit else {})}
+    step = {"agent_name": "echo", "input_mapping": {"a": "${loop.item}"}}
+    return {"name": "many", "start_step": "loop", "steps": {"loop": loop, **dict.fromkeys(body, step)}}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("document", "steps", "megabytes"),
@@ -37,6 +46,8 @@ def chain(length: int) -> Document:
         pytest.param(one_block(10_000), 10_001, 200, id="10000 branches"),
         pytest.param(one_block(10_000, 100), 10_001, 200, id="10000 branches in turn"),
         pytest.param(one_block(100_000), 100_001, 600, id="100000 branches"),
+        pytest.param(many_items(10_000, 100, second=True), 20_001, 200, id="10000 items in turn, two steps each"),
+        pytest.param(many_items(100_000), 100_001, 300, id="100000 items"),
     ],
 )
 def test_a_workflow_completes_within_bounded_memory_whatever_its_size(
@@ -51,6 +62,9 @@ def test_a_workflow_completes_within_bounded_memory_whatever_its_size(
     (run,) = fetch(cluster, "SELECT status, output::text FROM runs")
     (count,) = fetch(cluster, COUNTS)
     assert (run["status"], count["all"], count["done"]) == ("COMPLETED", steps, steps)
+    if "loop" in document["steps"]:
+        iterations = json.loads(run["output"])["iterations"]
+        assert [one["output"]["a"] for one in iterations] == document["steps"]["loop"]["loop_config"]["collection"]
     if "block" in document["steps"]:
         assert list(json.loads(run["output"])) == document["steps"]["block"]["parallel_steps"]
     peaks = [peak_megabytes(service) for service in services]
