@@ -21,7 +21,7 @@ from schemas.display import Place, cut, place_text, quoted
 from schemas.errors import Problem, TemplateInvalid
 from schemas.json_text import MAX_DEPTH
 from schemas.names import RESERVED_STEP_ID
-from schemas.scope import LOOP_PARTS, Part, Reads, Reference, Scope, StepOutcome, read_by
+from schemas.scope import LOOP_PARTS, NOTHING_READ, Part, Reads, Reference, Scope, StepOutcome, read_by
 from schemas.suggestions import nearest
 
 __all__ = [
@@ -105,7 +105,7 @@ def read_template(value: Any, at: Place = ()) -> Template:
     """
     reader = _Reader()
     node = reader.read(value, at, MAX_DEPTH)
-    reads = read_by(placed.reference for placed in reader.references)
+    reads = read_by(placed.reference for placed in reader.references) if reader.references else NOTHING_READ
     return Template(tuple(reader.references), tuple(reader.problems), reads, node)
 
 

@@ -92,19 +92,19 @@ class _Compiler:
             self._rules[block_id] = _Rules(_limits(block), _retry_policy(block))
             for position, lane in enumerate(lanes):
                 self._find_places(block, position, lane)
+        self._around = {block_id: tuple(self._outwards(block_id)) for block_id in self._lanes}
         self._item_readers: dict[str, set[str]] = {}  # by loop
         self._compiled: dict[str, StepPlan] = {}
 
     def compiled(self) -> tuple[dict[str, StepPlan], dict[str, tuple[str, ...]]]:
         """Return the steps by id, and the steps of branches that have more than one by the first of them."""
-        ordered = sorted(self._workflow.steps, key=lambda step_id: sum(1 for _ in self._around(step_id)), reverse=True)
+        ordered = sorted(self._workflow.steps, key=lambda step_id: len(self._blocks(step_id)), reverse=True)
         for step_id in ordered:
             self._compiled[step_id] = self._step(self._workflow.steps[step_id])
             self._note_item_reader(step_id)
-        top = {step_id: self._compiled[step_id] for step_id in self._workflow.steps if step_id not in self._places}
-        crossings = {step_id: _crossing(step, self._handlers(step)) for step_id, step in top.items()}
-        if any(crossing.choices for crossing in crossings.values()):
-            self._wire(self._workflow.start_step, crossings)
+        top = [step for step_id, step in self._compiled.items() if step_id not in self._places]
+        if any(isinstance(step, ConditionalPlan) for step in top):
+            self._wire(self._workflow.start_step, {step.id: _crossing(step, self._handlers(step)) for step in top})
         return {step_id: self._compiled[step_id] for step_id in self._workflow.steps}, self._long_lanes()
 
     def _find_places(self, block: _Block, position: int, lane: _Lane) -> None:
@@ -122,12 +122,21 @@ class _Compiler:
             if len(lane.crossings) > 1
         }
 
-    def _around(self, step_id: str) -> Iterator[str]:
-        """Yield the block of whose branches it is a step, the block around that, and so on."""
+    def _blocks(self, step_id: str) -> tuple[str, ...]:
+        """Return the block of whose branches it is a step, the block around that, and so on."""
         place = self._places.get(step_id)
+        return self._around[place.block_id] if place is not None else ()
+
+    def _outwards(self, block_id: str) -> Iterator[str]:
+        yield block_id
+        place = self._places.get(block_id)
         while place is not None:
             yield place.block_id
             place = self._places.get(place.block_id)
+
+    def _loops(self, step_id: str) -> list[str]:
+        """Return the loops around a step, the innermost first."""
+        return [block_id for block_id in self._blocks(step_id) if isinstance(self._workflow.steps[block_id], LoopStep)]
 
     # Steps
 
@@ -205,11 +214,10 @@ class _Compiler:
         if place is not None:
             lane = self._lanes[place.block_id][place.position]
             following = lane.crossings.get(step.id, _LEADS_NOWHERE).next_step
-        loops = sum(isinstance(self._workflow.steps[block_id], LoopStep) for block_id in self._around(step.id))
         return {
             "id": step.id,
             "place": place,
-            "loops": loops,
+            "loops": len(self._loops(step.id)),
             "next_step": following,
             "on_failure": step.on_failure,
         }
@@ -225,8 +233,7 @@ class _Compiler:
     def _note_item_reader(self, step_id: str) -> None:
         if Part.ITEM not in self._compiled[step_id].reads.loop_parts:
             return
-        loops = (block for block in self._around(step_id) if isinstance(self._workflow.steps[block], LoopStep))
-        self._item_readers.setdefault(next(loops), set()).add(step_id)
+        self._item_readers.setdefault(self._loops(step_id)[0], set()).add(step_id)
 
     # Where the run goes on
 
