@@ -118,22 +118,24 @@ def draw(picture: Picture) -> RenderableType:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column()  # the one that gives way where the terminal is narrow
-    for step_id, seen in list(picture.steps.items()):
-        branches = picture.branches.get(step_id, {})
-        table.add_row(step_id, _status(seen.event), _bar(branches) if branches else _account(seen))
-        _add_branches(table, branches)
+    _add_steps(table, picture, list(picture.steps.items()), depth=0)
     if picture.run is not None:
         table.add_row(Text("run", style="bold"), _status(picture.run.event), _duration(picture.run))
     return Group(table)
 
 
-def _add_branches(table: Table, branches: dict[str, Seen]) -> None:
+def _add_steps(table: Table, picture: Picture, steps: Iterable[tuple[str, Seen]], depth: int) -> None:
+    """Add a row for each step, and below a block those of its branches that are shown."""
+    for step_id, seen in steps:
+        branches = picture.branches.get(step_id, {})
+        table.add_row("  " * depth + step_id, _status(seen.event), _bar(branches) if branches else _account(seen))
+        _add_steps(table, picture, _shown(branches), depth + 1)
+
+
+def _shown(branches: dict[str, Seen]) -> list[tuple[str, Seen]]:
     if len(branches) <= SHOWN_BRANCHES:
-        shown = list(branches.items())
-    else:
-        shown = [(key, seen) for key, seen in branches.items() if seen.event.status in _TELLING][:SHOWN_BRANCHES]
-    for step_id, seen in shown:
-        table.add_row(f"  {step_id}", _status(seen.event), _account(seen))
+        return list(branches.items())
+    return [(key, seen) for key, seen in branches.items() if seen.event.status in _TELLING][:SHOWN_BRANCHES]
 
 
 def _status(event: StepEvent) -> Text:
@@ -148,7 +150,9 @@ def _account(seen: Seen) -> Text:
 
 
 def _bar(branches: dict[str, Seen]) -> RenderableType:
-    counts = Counter(seen.event.status for seen in branches.values())
+    steps = [seen.event for seen in branches.values() if seen.event.status is not StepStatus.SKIPPED]
+    last = {event.branch_name: event.status for event in steps}  # of each branch, the step that it has got to
+    counts = Counter(last.values())
     ended = sum(count for status, count in counts.items() if status.is_final)
     others = [
         f"{counts[status]} {status.lower()}"
@@ -156,8 +160,8 @@ def _bar(branches: dict[str, Seen]) -> RenderableType:
         if counts[status]
     ]
     grid = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=len(branches), completed=ended, width=_BAR_WIDTH)
-    grid.add_row(bar, f"{ended}/{len(branches)}", Text(", ".join(others), style="dim"))
+    bar = ProgressBar(total=len(last), completed=ended, width=_BAR_WIDTH)
+    grid.add_row(bar, f"{ended}/{len(last)}", Text(", ".join(others), style="dim"))
     return grid
 
 

@@ -72,6 +72,32 @@ def test_what_is_behind_what_is_known_is_left_out() -> None:
     assert [line.split()[:2] for line in shown(ended, late)] == [["a", "COMPLETED"]]
 
 
+def test_blocks_within_blocks_stand_below_each_other_with_their_branches() -> None:
+    lines = shown(
+        event("outer", StepStatus.RUNNING),
+        event("inner", StepStatus.RUNNING, block="outer"),
+        event("x", StepStatus.COMPLETED, block="inner"),
+        event("y", StepStatus.QUEUED, block="inner"),
+    )
+    assert [line.split()[0] for line in lines] == ["outer", "inner", "x", "y"]
+    assert [len(line) - len(line.lstrip()) for line in lines] == [0, 2, 4, 4]
+    assert lines[1].endswith("1/2 1 queued")
+
+
+def test_a_branch_of_several_steps_counts_once_and_by_the_step_that_it_has_got_to() -> None:
+    def step(step_id: str, branch: str, status: StepStatus) -> StepEvent:
+        return event(step_id, status, block="loop").model_copy(update={"branch_name": branch})
+
+    lines = shown(
+        event("loop", StepStatus.RUNNING),
+        step("x[0]", "0", StepStatus.COMPLETED),
+        step("y[0]", "0", StepStatus.RUNNING),
+        step("z[0]", "0", StepStatus.SKIPPED),
+        step("x[1]", "1", StepStatus.COMPLETED),
+    )
+    assert lines[0].endswith("1/2 1 running")
+
+
 def test_the_branches_of_a_small_block_all_stand_below_it() -> None:
     lines = shown(*block_of(SHOWN_BRANCHES, StepStatus.QUEUED))
     assert lines[0].startswith("block")
