@@ -1,4 +1,4 @@
-"""`forkjoin runs`: list, show, watch, cancel."""
+"""`forkjoin runs`: list, show, watch, cancel, prune."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,6 +14,7 @@ from orchestrator.cli.databases import any_database, named_database
 from orchestrator.cli.following import show_until_end
 from orchestrator.cli.progress import progress
 from orchestrator.cli.requests import read_labels
+from orchestrator.cli.retention import prune
 from orchestrator.cli.terminal import FAILED, print_json, quiet_settings, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
@@ -32,6 +33,8 @@ app = typer.Typer(
     help="Look at runs, and cancel them. Without FORKJOIN_DATABASE_URL: those that `forkjoin run` kept here.",
     no_args_is_help=True,
 )
+
+app.command("prune")(prune)
 
 RunId = Annotated[UUID, typer.Argument(metavar="ID", help="The run's id.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Write JSON to stdout, for programs.")]

@@ -80,6 +80,7 @@ runs: Final = Table(
     Index(None, "created_at"),
     Index(None, "status", "created_at"),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    Index(None, "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
     Index(None, "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
 )
 
