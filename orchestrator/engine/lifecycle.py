@@ -195,9 +195,9 @@ def _fail_run(state: RunState, step: StepExecution, now: datetime) -> Decision:
     assert state.run is not None
     assert step.error is not None, "a failed step has an error"
     details: dict[str, Any] = {"step_id": step.step_id}
-    if step.branches is not None:
+    if step.error.code in {codes.BRANCHES_FAILED, codes.ITERATIONS_FAILED}:
         details |= step.error.details or {}
-    else:
+    else:  # a loop too may fail by itself, before it has iterations
         failure = {"step_id": step.step_id, "code": step.error.code, "message": step.error.message}
         details |= {"failed_count": 1, "failed_steps": [failure]}
     error = ErrorInfo(
