@@ -75,8 +75,8 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
     assert state.plan is not None
     plan = state.plan.step(event.step_id)
     wanted = wanted_by(state.plan, event.step_id, plan.reads)
-    if plan.place is not None and not isinstance(plan, AgentPlan):
-        # It may have waited at the gate.
+    if plan.place is not None and event.after is None and not isinstance(plan, AgentPlan):
+        # As the first step of its branch it may have waited at the gate.
         wanted = wanted._replace(steps=wanted.steps | {event.step_id})
     missing = state.missing(wanted)
     if missing:

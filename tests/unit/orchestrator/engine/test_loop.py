@@ -338,6 +338,43 @@ def test_the_ticket_of_an_iteration_is_held_while_that_goes_on(
     assert decided(state, BranchArrived(RUN, LOOP, "x[1]")).verdict is verdict
 
 
+def choosing() -> Plan:
+    """Return the plan of a sequential loop of which hardly an iteration needs a worker."""
+    rare = {"type": "conditional", "condition": {"expression": "${loop.index} > 900"}, "if_true_step": "x"}
+    end = {"type": "conditional", "condition": {"expression": "true"}, "if_false_step": "never"}
+    return looping("rare", "end", steps={"rare": rare, "end": end, "x": agent(), "never": agent()})
+
+
+def test_iterations_that_need_no_worker_do_not_ask_for_one_of_the_line_at_a_time() -> None:
+    total = 40
+    state = known(loop_row(total=total, open=total, max_parallelism=1), plan=choosing())
+    moment = Moment(NOW, counted_ids(), lambda: 0.0)
+    asked: list[int] = []
+    queue: list[Any] = [SlotsFree(RUN, LOOP)]
+    while queue[0] != StepEnded(RUN, LOOP):
+        event = queue.pop(0)
+        found = answer(state, event)
+        if isinstance(found, Wanted):
+            ((_, first, count),) = found.waiting
+            asked.append(count)
+            waiting = [iteration(index, PENDING, "rare", agent_name=None) for index in range(first, total)][:count]
+            state.put_line(LOOP, Line(first, count, tuple(waiting)))
+            queue.insert(0, event)
+            continue
+        apply(state, found, moment)
+        queue = [*found.then, *queue, *([found.afterwards] if found.afterwards is not None else [])]
+    assert asked == [1, 2, 4, 8, 16, 32]
+    row = state.steps[LOOP]
+    assert row is not None
+    assert row.status is COMPLETED
+
+
+def test_a_step_behind_the_first_one_of_its_branch_cannot_have_waited_at_the_gate() -> None:
+    state = known(loop_row(), iteration(0, COMPLETED, "rare"), plan=choosing())
+    assert answer(state, StepReached(RUN, "rare[1]")) == Wanted(steps=frozenset({"rare[1]"}))
+    assert decided(state, StepReached(RUN, "end[0]", after="rare[0]")).steps[0].status is COMPLETED
+
+
 # Failed iterations
 
 
