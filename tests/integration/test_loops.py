@@ -1,13 +1,18 @@
 """Loops on real queues and rows: their order and limits, what a failed iteration means, what lies in their bodies."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agent_worker import AgentContext
+from orchestrator.engine.inputs import BranchArrived
+from orchestrator.service.batch import Committed
+from orchestrator.storage.database import Database
 from schemas.statuses import ResultStatus
 from tests.conftest import Eventually
+from tests.integration.by_hand import driver_without_relay, requested
 from tests.integration.documents import Document, agent, block, workflow
 from tests.integration.system import System
 
@@ -232,7 +237,7 @@ async def test_a_large_loop_without_a_limit_comes_back_whole_and_in_order(system
     await system.quiet()
 
 
-async def test_iterations_that_need_no_worker_follow_each_other_within_one_transaction(system: System) -> None:
+async def test_iterations_that_need_no_worker_follow_each_other_at_once(system: System) -> None:
     async def work(input: Any) -> Any:
         return input["item"]
 
@@ -255,6 +260,30 @@ async def test_iterations_that_need_no_worker_follow_each_other_within_one_trans
     assert len(rows) == 2_000
     assert {row["step_id"] for row in rows if row["status"] == "COMPLETED"} == {"x[0]", "x[1000]", "x[1999]"}
     await system.quiet()
+
+
+async def test_of_iterations_that_need_no_worker_only_so_many_pass_in_one_transaction(database: Database) -> None:
+    steps = {
+        "loop": loop("never"),
+        "never": choice("${loop.index} < 0", if_true_step="x"),
+        "x": agent("work"),
+    }
+    driver = driver_without_relay(database)
+    event = replace(await requested(database, workflow(steps)), input=list(range(2_500)))
+    await driver.drive([event])
+    passed: list[int] = []
+
+    async def count(committed: Committed) -> None:
+        async with database.connection() as connection:
+            passed.append(
+                await connection.fetchval("SELECT branches_passed FROM step_executions WHERE step_id = 'loop'")
+            )
+
+    driver.follow(count)
+    await driver.drive([BranchArrived(event.run_id, "loop", "never[0]")])
+    assert passed == [1_000, 2_001, 2_500]
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT status FROM runs") == "COMPLETED"
 
 
 @pytest.mark.parametrize("config", [{}, {"execution_mode": "parallel"}], ids=["sequential", "parallel"])
