@@ -69,7 +69,7 @@ def overdue(state: RunState, now: datetime) -> Decision | Wanted:
 
 def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Callable[[], UUID]) -> Decision | Wanted:
     """Enter a step: send its task, or fork its branches."""
-    missing = state.missing(Wanted(plan=True, run_values=True))
+    missing = state.missing(Wanted(plan=True))
     if missing:
         return missing
     assert state.plan is not None

@@ -297,6 +297,15 @@ def test_a_fork_counts_those_whose_input_could_not_be_made() -> None:
 # Iterations go on
 
 
+def test_the_input_of_the_run_is_asked_for_by_those_who_use_it_and_by_no_other_step_of_the_body() -> None:
+    plan = looping("x", "y", "z", steps={"z": agent(input_mapping={"it": "${workflow.input[0]}"})})
+    state = known(loop_row(), iteration(0, COMPLETED), iteration(0, COMPLETED, "y"), plan=plan)
+    state.run_values = None
+    assert answer(state, StepReached(RUN, LOOP)) == Wanted(run_values=True)
+    assert decided(state, StepReached(RUN, "y[0]", after="x[0]")).sends != ()
+    assert answer(state, StepReached(RUN, "z[0]", after="y[0]")) == Wanted(run_values=True)
+
+
 def test_a_step_that_comes_later_sees_its_own_iteration() -> None:
     mapping = {"before": "${x.output}", **ITEM}
     plan = looping("x", "y", steps={"y": agent(input_mapping=mapping)}, **PARALLEL)
@@ -568,6 +577,18 @@ def test_in_a_branch_it_has_the_place_and_the_time_of_that() -> None:
     assert (row.parent_step_id, row.branch_name, row.position, row.ordinal) == ("block", "left", 0, 0)
     assert (row.branch_due_at, row.due_at) == (after(50), after(50))
     assert decision.fork == Fork(LOOP, [1, 2])
+
+
+def test_behind_another_step_of_the_branch_it_has_what_is_left_of_the_time() -> None:
+    branches = {"left": {"steps": ["z", "loop"]}, "right": {"steps": ["a"]}}
+    plan = plan_of(
+        block={"type": "fork_join", "fork_join_config": {"branches": branches}},
+        loop=loop("x", collection=[1, 2]),
+        **{name: agent() for name in ("x", "z", "a")},
+    )
+    z = step_row("z", COMPLETED, parent_step_id="block", branch_due_at=after(7))
+    (row,) = decided(known(around(), z, plan=plan), StepReached(RUN, LOOP, after="z")).steps
+    assert (row.branch_due_at, row.due_at, row.ordinal) == (after(7), after(7), 1)
 
 
 def test_behind_a_gate_it_waits_without_iterations_until_its_turn_comes() -> None:
