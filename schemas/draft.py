@@ -141,7 +141,7 @@ def _with_options_in_place(draft: Draft, step: Mapping[str, Any], place: Place) 
     if not misplaced:
         return step
     for option in misplaced:
-        message = f"a {quoted(str(kind_of))} step has the field {quoted(option)} in its {quoted(name)}"
+        message = f"{_CALLED[str(kind_of)]} has the field {quoted(option)} in its {quoted(name)}"
         draft.problems.append(Problem(place_text((*place, option)), "unknown_field", message, f"{name}.{option}"))
     rest = {option: value for option, value in step.items() if option not in misplaced}
     return {**rest, name: {**misplaced, **config}}

@@ -161,6 +161,90 @@ async def test_after_a_failure_a_loop_that_stops_starts_no_further_iteration(sys
     await system.quiet()
 
 
+async def test_what_has_begun_when_a_loop_stops_runs_to_its_end(system: System, eventually: Eventually) -> None:
+    begun: list[int] = []
+    go_on = asyncio.Event()
+
+    async def work(input: Any) -> Any:
+        begun.append(input["item"])
+        if input["item"] == 0:
+            raise ValueError("no luck")
+        await go_on.wait()
+        return input["item"]
+
+    await system.start_replica()
+    await system.start_worker(work)
+    config = {"execution_mode": "parallel", "max_parallelism": 2}
+    run_id = await system.submit(
+        workflow({"loop": loop("x", **config), "x": agent("work", input_mapping=ITEM)}), list(range(9))
+    )
+    await system.step_is(run_id, "x[8]", "CANCELLED")
+    await eventually(lambda: begun == [0, 1])
+    assert (await system.statuses(run_id))["loop"] == "RUNNING"
+    go_on.set()
+    assert await system.ended(run_id) == "FAILED"
+    rows = await system.steps(run_id)
+    statuses = [one["status"] for one in rows["loop"]["output"]["iterations"]]
+    assert statuses == ["FAILED", "COMPLETED", *["CANCELLED"] * 7]
+    assert begun == [0, 1]
+    await system.quiet()
+
+
+async def test_an_iteration_that_is_tried_again_counts_once(system: System) -> None:
+    calls: list[tuple[int, int]] = []
+
+    async def work(input: Any, context: AgentContext) -> Any:
+        calls.append((input["item"], context.attempt))
+        if input["item"] == 1 and context.attempt == 1:
+            raise ValueError("no luck")
+        return input["item"]
+
+    retry = {"max_attempts": 2, "initial_interval_seconds": 0.1, "jitter": False}
+    await system.start_replica()
+    await system.start_worker(work)
+    steps = {"loop": loop("x"), "x": agent("work", input_mapping=ITEM, retry=retry)}
+    result = await system.run(workflow(steps), list(range(6)))
+    assert result.status is ResultStatus.COMPLETED, result.error
+    assert [one["output"] for one in result.output["iterations"]] == list(range(6))
+    assert sorted(calls) == [(0, 1), (1, 1), (1, 2), (2, 1), (3, 1), (4, 1), (5, 1)]
+    await system.quiet()
+
+
+async def test_the_time_limit_of_a_branch_ends_the_loop_in_it(system: System, eventually: Eventually) -> None:
+    begun: list[str] = []
+    cancelled: list[str] = []
+
+    async def hangs(input: Any, context: AgentContext) -> Any:
+        begun.append(context.step_id)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(context.step_id)
+            raise
+
+    async def says(input: Any) -> Any:
+        return input
+
+    branches = {"slow": {"steps": ["loop"], "timeout_seconds": 0.5}, "quick": {"steps": ["a"]}}
+    steps = {
+        "fork": {"type": "fork_join", "fork_join_config": {"branches": branches, "join_policy": "any"}},
+        "loop": loop("x", collection=[1, 2, 3]),
+        "x": agent("hangs"),
+        "a": agent("says"),
+    }
+    await system.start_replica()
+    await system.start_worker(hangs, says)
+    result = await system.run(workflow(steps))
+    assert result.status is ResultStatus.COMPLETED, result.error
+    assert result.output == {"slow": None, "quick": {}}
+    assert result.run_id is not None
+    rows = await system.steps(result.run_id)
+    assert (rows["loop"]["status"], rows["loop"]["error"]["code"]) == ("FAILED", "branch_timeout")
+    assert [one["status"] for one in rows["loop"]["output"]["iterations"]] == ["CANCELLED"] * 3
+    await eventually(lambda: cancelled == begun)
+    await system.quiet()
+
+
 async def test_an_input_that_cannot_be_made_stops_a_loop_when_its_turn_comes(system: System) -> None:
     working = Working()
     await system.start_replica()

@@ -152,6 +152,7 @@ def test_options_that_stand_beside_the_configuration_are_told_where_they_belong(
 def test_one_option_may_have_gone_astray() -> None:
     document = looped()
     document["steps"]["l"]["on_error"] = "collect"
+    assert message(document) == 'a loop step has the field "on_error" in its "loop_config"'
     assert found(document) == [("steps.l.on_error", "unknown_field", "loop_config.on_error")]
 
 
