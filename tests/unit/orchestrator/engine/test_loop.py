@@ -712,12 +712,18 @@ def test_a_run_that_is_cancelled_takes_all_iterations_with_it() -> None:
     assert {row.status for row in state.steps.values() if row is not None} == {CANCELLED}
 
 
-def test_cancelling_the_branches_of_one_iteration_leaves_the_others_alone() -> None:
+@pytest.mark.parametrize(
+    ("of_block", "expected"),
+    [("inner[1]", {"x[1][0]"}), (LOOP, {"inner[0]", "inner[1]", "x[0][0]", "x[1][0]"})],
+)
+def test_cancelling_what_lies_in_a_loop_reaches_its_iterations_and_what_lies_in_those(
+    of_block: str, expected: set[str]
+) -> None:
     rows = [
         step_row(f"x[{index}][0]", QUEUED, parent_step_id=f"inner[{index}]", task_id=None, branch_name="0")
         for index in (0, 1)
     ]
     state = known(loop_row(), inner_row(0), inner_row(1), *rows, plan=nested())
-    state.cancel_open_steps(NOW, of_block="inner[1]")
+    state.cancel_open_steps(NOW, of_block=of_block)
     cancelled = {step_id for step_id, row in state.steps.items() if row is not None and row.status is CANCELLED}
-    assert cancelled == {"x[1][0]"}
+    assert cancelled == expected
