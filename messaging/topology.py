@@ -91,8 +91,12 @@ def event_key(run_id: UUID) -> str:
 
 
 def gate_key(run_id: UUID, block_id: str) -> str:
-    """Return the routing key for branches that wait at the gate of a block."""
-    return f"{run_id}.{block_id}"
+    """Return the routing key for branches that wait at the gate of a block.
+
+    Clients refuse names of queues with brackets in them (aio-pika does), and the id of a block in the body of a loop
+    has some: `x[3][0]` becomes `x:3:0`, and no step's id holds a colon.
+    """
+    return f"{run_id}.{block_id.replace('[', ':').replace(']', '')}"
 
 
 def gate_queue(run_id: UUID, block_id: str) -> Queue:

@@ -74,6 +74,8 @@ _OPTIONS: Final = {
     "condition": _fields(Condition),
 }
 _BRANCH_FIELDS: Final = _fields(ForkBranch)
+# The option that holds the others of such a step; authors forget it.
+_CONFIG_OF: Final = {FORK_JOIN: "fork_join_config", LOOP: "loop_config"}
 _WORKFLOW_FIELDS: Final = tuple(Workflow.model_fields)
 
 
@@ -110,7 +112,7 @@ def read_draft(document: Mapping[str, Any]) -> Draft:
 
 def _read_step(draft: Draft, key: str, step: Mapping[str, Any]) -> dict[str, Any]:
     place: Place = ("steps", key)
-    fields, removed = _spelled(draft, step, _STEP_FIELDS, place)
+    fields, removed = _spelled(draft, _with_options_in_place(draft, step, place), _STEP_FIELDS, place)
     fields.setdefault("id", key)
     fields["type"] = _read_type(draft, key, fields)
     for name in [name for name in fields if name in _FOREIGN_TO[fields["type"]]]:
@@ -125,6 +127,24 @@ def _read_step(draft: Draft, key: str, step: Mapping[str, Any]) -> dict[str, Any
     if removed:
         draft.removed[key] = removed
     return fields
+
+
+def _with_options_in_place(draft: Draft, step: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+    """Return *step* with what stands beside its configuration, and belongs into it, put there."""
+    kind_of = step.get("type")
+    name = _CONFIG_OF.get(kind_of) if isinstance(kind_of, str) else None
+    config = step.get(name, {}) if name is not None else None
+    if name is None or not isinstance(config, dict):
+        return step
+    options = {option: value for option, value in step.items() if option in _OPTIONS[name]}
+    misplaced = {option: value for option, value in options.items() if option not in _FIELDS[str(kind_of)]}
+    if not misplaced:
+        return step
+    for option in misplaced:
+        message = f"{_CALLED[str(kind_of)]} has the field {quoted(option)} in its {quoted(name)}"
+        draft.problems.append(Problem(place_text((*place, option)), "unknown_field", message, f"{name}.{option}"))
+    rest = {option: value for option, value in step.items() if option not in misplaced}
+    return {**rest, name: {**misplaced, **config}}
 
 
 def _read_branches(draft: Draft, fields: Mapping[str, Any], place: Place) -> None:

@@ -115,10 +115,15 @@ def _read_edges(flow: Flow, step_id: str, step: Any) -> None:
 def _read_edge(flow: Flow, source: str, target: str, name: str) -> None:
     place: Place = ("steps", source, name)
     lane = flow.lanes.lane_of.get(source)
+    if source in flow.lanes.torn_out and target in flow.steps:
+        flow.guesses.append((source, target))  # where it leads was right in the branch that it was taken out of
+        return
     if lane is not None and name != "on_failure":
         _read_inner_edge(flow, lane, Edge(source, target, place))
         return
     problem = _target_problem(flow, target, place)
+    if problem is not None and lane is not None and target in flow.lanes.lane_of:
+        problem = _handler_problem(flow, source, target, place) or problem
     if problem is None:
         edge = Edge(source, target, place)
         flow.edges.append(edge)
@@ -129,6 +134,8 @@ def _read_edge(flow: Flow, source: str, target: str, name: str) -> None:
 
 def _read_inner_edge(flow: Flow, lane: Lane, edge: Edge) -> None:
     lanes, name = flow.lanes, edge.place[-1]
+    if edge.target in lanes.torn_out:
+        return  # said already
     is_listed = edge.source in lanes.index_of
     if name == "next_step" and is_listed:
         if not _is_next_in_list(flow, lane, edge):
@@ -146,6 +153,18 @@ def _read_inner_edge(flow: Flow, lane: Lane, edge: Edge) -> None:
         _note(flow, problem, edge.source, edge.target)
         return
     flow.inner_edges.setdefault(edge.source, []).append(edge)
+
+
+def _handler_problem(flow: Flow, source: str, target: str, place: Place) -> Problem | None:
+    """Return what is wrong with a handler that lies in the very block that it is to follow, if it does."""
+    outermost = flow.lanes.node_of(source)
+    if flow.lanes.node_of(target) != outermost:
+        return None
+    message = (
+        f"{quoted(target)} lies in block {quoted(outermost)}, as this step does; the run goes on at the handler when "
+        "that block has failed, so it lies outside"
+    )
+    return Problem(place_text(place), "branch_reached_directly", message)
 
 
 def _is_next_in_list(flow: Flow, lane: Lane, edge: Edge) -> bool:
@@ -168,7 +187,7 @@ def _target_problem(flow: Flow, target: str, place: Place, within: Lane | None =
     lane = flow.lanes.lane_of.get(target)
     if lane is within:
         return None
-    if lane is None:
+    if lane is None or (within is not None and within not in map(flow.lanes.lane_of.get, flow.lanes.chain(target))):
         message = f"{quoted(target)} does not lie in this branch; a path within a branch stays in it"
         return Problem(place_text(place), "leads_out_of_branch", message)
     block = lane.block

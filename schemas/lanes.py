@@ -48,6 +48,7 @@ class Lanes:
     with_paths: dict[int, Lane] = field(default_factory=dict)  # those that hold conditionals, by identity
     guesses: list[tuple[str, str]] = field(default_factory=list)  # edges that the author probably meant
     blurred: set[str] = field(default_factory=set)  # blocks that could not be read as a whole
+    torn_out: set[str] = field(default_factory=set)  # blocks that lay too deep, and are taken for blocks of their own
 
     def block_of(self, step_id: str) -> str | None:
         """Return the block of whose branches it is a step, if it is one."""
@@ -70,6 +71,10 @@ class Lanes:
         """Yield the loops in whose bodies the step lies, the innermost first."""
         _, *around = self.chain(step_id)
         return (block for block in around if is_kind(LOOP, self.steps[block]))
+
+    def is_torn_out(self, step_id: str) -> bool:
+        """Whether the step lay too deep, so that nothing is known of what lies around it."""
+        return bool(self.torn_out) and self.node_of(step_id) in self.torn_out
 
     def place_of(self, step_id: str) -> Place:
         """Return where the lane of a step names it."""
@@ -138,7 +143,7 @@ def _lanes_of(lanes: Lanes, block: str, step: Any) -> Iterator[Lane]:
 
 
 def _listed(lanes: Lanes, block: str, names: Any) -> Sequence[Any]:
-    if isinstance(names, list | tuple):
+    if isinstance(names, list | tuple) and names:
         return names
     lanes.blurred.add(block)
     return ()
@@ -234,6 +239,7 @@ def _find_depths(lanes: Lanes, start: object) -> None:
                 lanes.problems.append(Problem(place_text(lanes.place_of(inner)), "nested_too_deep", message))
             if depth % MAX_BLOCK_DEPTH == 0:
                 _take_out(lanes, inner)
+                lanes.torn_out.add(inner)
             ahead.append((inner, depth + 1))
 
 
@@ -247,6 +253,8 @@ def _take_out(lanes: Lanes, block: str) -> None:
 
 
 def _guess_branch(lanes: Lanes, block: str, branch: str | None) -> None:
-    if branch is not None and branch not in lanes.lane_of:
+    if branch is None:
+        lanes.blurred.add(block)
+    elif branch not in lanes.lane_of:
         # Both ways, so that whatever comes before or behind the block does so for the branch.
         lanes.guesses += [(block, branch), (branch, block)]

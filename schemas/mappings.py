@@ -36,7 +36,7 @@ def mapping_problems(draft: Draft, flow: Flow) -> list[Problem]:
         problems.extend(read.problems)
         for placed in read.references:
             if placed.reference.step is None:
-                if placed.reference.part in LOOP_PARTS and next(flow.lanes.loops_around(step_id), None) is None:
+                if placed.reference.part in LOOP_PARTS and not _lies_in_loop(flow, step_id):
                     problems.append(_outside_of_loops(placed))
                 continue
             use = _Use(step_id, placed.reference.step, placed)
@@ -70,6 +70,8 @@ def _plain_problem(flow: Flow, use: _Use, where: tuple[str, str] | None) -> Prob
         return _problem(use, "reference_to_unknown_step", f"there is no step {used}", suggestion)
     if use.used == use.user:
         return _problem(use, "reference_to_itself", "a step cannot refer to itself")
+    if flow.lanes.is_torn_out(use.user) or flow.lanes.is_torn_out(use.used):
+        return None
     if use.used in flow.lanes.chain(use.user):
         return _problem(
             use, "reference_to_own_block", f"block {used} is done only after all its branches, this one too"
@@ -114,6 +116,11 @@ def _loop_entered(flow: Flow, use: _Use) -> str | None:
     around_user = set(flow.lanes.loops_around(use.user))
     entered = [loop for loop in flow.lanes.loops_around(use.used) if loop not in around_user]
     return entered[-1] if entered else None
+
+
+def _lies_in_loop(flow: Flow, step_id: str) -> bool:
+    lanes = flow.lanes
+    return next(lanes.loops_around(step_id), None) is not None or lanes.is_torn_out(step_id)
 
 
 def _outside_of_loops(placed: PlacedReference) -> Problem:

@@ -135,6 +135,7 @@ class Reads(NamedTuple):
     steps: frozenset[str] = frozenset()
     blocks: frozenset[str] = frozenset()  # those whose branches' errors are read
     loop_parts: frozenset[Part] = frozenset()  # of the innermost loop
+    workflow_input: bool = False
 
     def and_of(self, others: Iterable["Reads"]) -> "Reads":
         """Return what these and *others* lead to."""
@@ -143,6 +144,7 @@ class Reads(NamedTuple):
             frozenset().union(*(reads.steps for reads in many)),
             frozenset().union(*(reads.blocks for reads in many)),
             frozenset().union(*(reads.loop_parts for reads in many)),
+            any(reads.workflow_input for reads in many),
         )
 
 
@@ -151,7 +153,7 @@ NOTHING_READ: Final = Reads()
 
 def read_by(references: Iterable[Reference]) -> Reads:
     """Return what *references* lead to."""
-    steps, blocks, loop_parts = set(), set(), set()
+    steps, blocks, loop_parts, workflow_input = set(), set(), set(), False
     for reference in references:
         if reference.step is not None:
             steps.add(reference.step)
@@ -159,7 +161,9 @@ def read_by(references: Iterable[Reference]) -> Reads:
                 blocks.add(reference.step)
         elif reference.part in LOOP_PARTS:
             loop_parts.add(reference.part)
-    reads = Reads(frozenset(steps), frozenset(blocks), frozenset(loop_parts))
+        else:
+            workflow_input = True
+    reads = Reads(frozenset(steps), frozenset(blocks), frozenset(loop_parts), workflow_input)
     return reads if any(reads) else NOTHING_READ  # one for all of the many templates that read nothing
 
 

@@ -55,6 +55,7 @@ _EXPECTED: Final[Mapping[str, str]] = {
     "collection_type": "an array, or a reference to one",
     "dict_type": _OBJECT,
     "model_type": _OBJECT,
+    "dataclass_type": _OBJECT,
     "model_attributes_type": _OBJECT,
     "uuid_type": _UUID,
     "uuid_parsing": _UUID,

@@ -81,9 +81,11 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     ready = min(counters.free_slots, counters.ready)
     # A line that has been through has no one left to ask for.
     next_ones = min(counters.free_slots - ready, max(counters.total - counters.passed, 0))
+    lacks_line = next_ones > 0 and state.next_in_line(block.step_id, counters.passed, next_ones) is None
+    asked = (block.step_id, counters.passed, state.asked_in_line(block.step_id, next_ones))
     wanted = Wanted(
         ready=frozenset({(block.step_id, ready)} if ready else ()),
-        waiting=frozenset({(block.step_id, counters.passed, next_ones)} if next_ones else ()),
+        waiting=frozenset({asked} if lacks_line else ()),
     )
     missing = state.missing(wanted)
     if missing:

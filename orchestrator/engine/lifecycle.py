@@ -69,20 +69,20 @@ def overdue(state: RunState, now: datetime) -> Decision | Wanted:
 
 def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Callable[[], UUID]) -> Decision | Wanted:
     """Enter a step: send its task, or fork its branches."""
-    missing = state.missing(Wanted(plan=True, run_values=True))
+    missing = state.missing(Wanted(plan=True))
     if missing:
         return missing
     assert state.plan is not None
     plan = state.plan.step(event.step_id)
     wanted = wanted_by(state.plan, event.step_id, plan.reads)
-    around = state.plan.around(event.step_id)
-    if around is not None and not isinstance(plan, AgentPlan):
-        # It may have waited at the gate, and an earlier branch may have ended the block since.
+    around = state.plan.around(event.step_id) if event.after is None else None
+    if around is not None:
+        # As the first step of its branch it may have waited at the gate, and another may have ended the block since.
         wanted = wanted._replace(steps=wanted.steps | {event.step_id, around})
     missing = state.missing(wanted)
     if missing:
         return missing
-    if around is not None and not isinstance(plan, AgentPlan):
+    if around is not None:
         block = state.steps[around]
         if block is not None and block.status.is_final:
             return _too_late(state, event, plan, around, now)
@@ -208,9 +208,9 @@ def _fail_run(state: RunState, step: StepExecution, now: datetime) -> Decision:
     assert state.run is not None
     assert step.error is not None, "a failed step has an error"
     details: dict[str, Any] = {"step_id": step.step_id}
-    if step.branches is not None:
+    if step.error.code in {codes.BRANCHES_FAILED, codes.ITERATIONS_FAILED}:
         details |= step.error.details or {}
-    else:
+    else:  # a loop too may fail by itself, before it has iterations
         failure = {"step_id": step.step_id, "code": step.error.code, "message": step.error.message}
         details |= {"failed_count": 1, "failed_steps": [failure]}
     error = ErrorInfo(

@@ -16,7 +16,7 @@ def wanted_by(plan: Plan, execution: str, reads: Reads) -> Wanted:
         items=frozenset(
             ((loop, _index(plan, loop, execution)),) if loop is not None and Part.ITEM in reads.loop_parts else ()
         ),
-        run_values=True,
+        run_values=reads.workflow_input,
     )
 
 

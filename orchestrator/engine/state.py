@@ -5,10 +5,12 @@ the batch at once) and asks again; decisions are pure, so asking again costs not
 trips constant, and a block's other branches out of memory.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from orchestrator.engine.plan import Plan
@@ -17,6 +19,8 @@ from orchestrator.engine.transitions import Trigger
 from schemas.messages import ErrorInfo
 from schemas.scope import StepOutcome
 from schemas.statuses import StepStatus
+
+_LONGEST_LINE: Final = 100  # asked for at once, unless more are needed
 
 # Of a block, from a position on, so many PENDING branches.
 LineKey = tuple[str, int, int]
@@ -149,9 +153,20 @@ class RunState:
     def next_in_line(self, block_id: str, first: int, count: int) -> tuple[StepExecution, ...] | None:
         """Return up to *count* branches that wait at a block's gate from a position on; None where that is unknown."""
         line = self.waiting.get(block_id)
-        if line is None or line.first != first or line.asked < count:
+        if line is None or line.first > first:
             return None
-        return line.steps[:count]
+        left = line.steps[bisect_left(line.steps, first, key=attrgetter("position")) :]
+        is_whole = len(line.steps) < line.asked
+        return left[:count] if is_whole or len(left) >= count else None
+
+    def asked_in_line(self, block_id: str, count: int) -> int:
+        """Return how many of a line to ask for where *count* are needed.
+
+        A transaction that comes back to a line lets through steps that need no worker, and will come back again: it
+        asks for twice as many each time, so that the steps do not cost a trip to the database each.
+        """
+        line = self.waiting.get(block_id)
+        return max(count, min(2 * line.asked, _LONGEST_LINE)) if line is not None else count
 
     def ready_again(self, block_id: str, count: int) -> tuple[StepExecution, ...] | None:
         """Return up to *count* branches of a block that are ready for their next attempt; None: unknown."""

@@ -8,6 +8,7 @@ the decisions look, not on how many inputs or runs there are.
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 from uuid import UUID
 
 from messaging.crash_points import reach
@@ -22,6 +23,7 @@ from orchestrator.engine.inputs import (
     Input,
     LineClosed,
     RunRequested,
+    SlotsFree,
     TaskMissing,
     TaskReported,
 )
@@ -35,6 +37,10 @@ from orchestrator.storage.changes import GateRow, KeptItem, OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
 from orchestrator.storage.writes import CancelledStep
 from schemas.statuses import StepStatus
+
+# So often a transaction fills slots that it has freed itself. In a loop whose iterations need no worker each one makes
+# room for the next, and all of a large collection would pass in one transaction, with the run locked all the while.
+MAX_FILLED: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class Committed:
     gates: list[GateRow] = field(default_factory=list)
     gate_changes: list[GateChange] = field(default_factory=list)
     failed_steps: list[StepExecution] = field(default_factory=list)
+    left: list[SlotsFree] = field(default_factory=list)  # to be decided next, in another transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,7 @@ class Batch:
         self._events: dict[UUID, list[StatusChange]] = defaultdict(list)
         self._answers: dict[int, Answer] = {}
         self._gate_changes: dict[tuple[UUID, str], GateChange] = {}
+        self._filled = 0
         self._result = Committed(answers=[])
 
     async def run(self, inputs: Sequence[ExternalInput]) -> Committed:
@@ -136,7 +144,7 @@ class Batch:
                 self._answers[item.index] = Answer(answer.verdict, answer.code)
             queue.extendleft(_Queued(event, None) for event in reversed(answer.then))
             if answer.afterwards is not None and all(item.event != answer.afterwards for item in reversed(queue)):
-                queue.append(_Queued(answer.afterwards, None))
+                self._fill_slots(queue, answer.afterwards)
             await self._record(state, run_id, answer)
             await self._flush_if_full()
             if answer.fork is not None:
@@ -145,6 +153,13 @@ class Batch:
                 queue.appendleft(_Queued(await self._close_line(state, run_id, answer.closes_line_of), None))
         del self._queues[run_id]
         return None
+
+    def _fill_slots(self, queue: deque[_Queued], free: SlotsFree) -> None:
+        if self._filled < MAX_FILLED:
+            self._filled += 1
+            queue.append(_Queued(free, None))
+        elif free not in self._result.left:
+            self._result.left.append(free)
 
     async def _load(self, wanted: Mapping[UUID, Wanted]) -> None:
         if not wanted:

@@ -51,13 +51,23 @@ class Driver:
     async def drive(self, inputs: Sequence[ExternalInput]) -> list[Answer]:
         """Apply *inputs* in one transaction and return the answer to each.
 
-        The transaction is tried again after errors that pass: for ever while Postgres is out of reach, a few times
+        What that leaves to decide is applied in further ones. Should this process end in between, the holder of the
+        gate finds the free slots.
+
+        A transaction is tried again after errors that pass: for ever while Postgres is out of reach, a few times
         otherwise. Applying the same inputs twice is harmless, so an ambiguous COMMIT is too.
 
         Raises:
             RunLocked: Somebody keeps one of the runs locked; none of the inputs was applied.
             Exception: One of the inputs cannot be applied; none of them was.
         """
+        committed = await self._apply(inputs)
+        answers = committed.answers
+        while committed.left:
+            committed = await self._apply(committed.left)
+        return answers
+
+    async def _apply(self, inputs: Sequence[ExternalInput]) -> Committed:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=0.05, max=5),
@@ -69,7 +79,7 @@ class Driver:
         self._report(inputs, committed)
         for follower in self._followers:
             await follower(committed)
-        return committed.answers
+        return committed
 
     async def _once(self, inputs: Sequence[ExternalInput]) -> Committed:
         begun = asyncio.get_running_loop().time()

@@ -7,10 +7,11 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from messaging import topology
+from orchestrator.engine.decision import Join
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Branches, Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
-from orchestrator.storage.changes import Changes, GateRow, Join, OutboxRow
+from orchestrator.storage.changes import Changes, GateRow, OutboxRow
 from orchestrator.storage.definitions import definition_id
 from orchestrator.storage.port import Session, Storage
 from schemas.statuses import JoinPolicy, RunStatus, StepStatus
@@ -92,7 +93,7 @@ def changes(
     input: Any = None,
     ended: Run | None = None,
     changed: Iterable[StepExecution] = (),
-    joins: Iterable[Join] = (),
+    joins: Iterable[tuple[UUID, Join]] = (),
     gate: GateRow | None = None,
     outbox: Iterable[tuple[OutboxRow, float]] = (),
 ) -> Changes:

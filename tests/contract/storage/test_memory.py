@@ -210,6 +210,7 @@ async def test_a_scheduler_is_asked_at_every_operation(memory: MemoryStorage, wi
         await session.load(states, {RUN: Wanted(steps=frozenset({"one"}))})
         await session.load_definition(await witness.store_definition(WORKFLOW, DOCUMENT))
         await session.write(changes())
+        await session.close_line(RUN, BLOCK, 0, datetime.now(UTC))
         await session.cancel_open_steps(RUN, None, datetime.now(UTC))
     async with client.outbox() as outbox:
         await outbox.lock_due(1)

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from orchestrator.engine.decision import Join, JoinForm
 from orchestrator.engine.records import Branches, ReplyAddress, StepExecution
 from orchestrator.engine.state import RunValues, Wanted
-from orchestrator.storage.changes import Join
 from orchestrator.storage.database import is_transient
 from orchestrator.storage.port import Storage
 from orchestrator.storage.writes import CancelledStep
@@ -49,12 +49,15 @@ async def values(storage: Storage) -> RunValues | None:
     return replace(found, output=found.output.value) if found is not None else None
 
 
-async def joined(storage: Storage, *branches: Any, shows_failed: bool = False) -> Any:
+def join(block_id: str = BLOCK, around: str | None = None, form: JoinForm = JoinForm.COMPLETED) -> tuple[UUID, Join]:
+    return RUN, Join(block_id, form, around)
+
+
+async def joined(storage: Storage, *branches: Any, form: JoinForm = JoinForm.COMPLETED) -> Any:
     """Return the output of a block with these branches."""
     await add_run(storage, block(RUN), run_id=RUN)
     await write(storage, RUN, changes(*branches))
-    join = Join(RUN, BLOCK, shows_failed)
-    await write(storage, RUN, changes(changed=[block(RUN)._replace(status=COMPLETED)], joins=[join]))
+    await write(storage, RUN, changes(changed=[block(RUN)._replace(status=COMPLETED)], joins=[join(form=form)]))
     found = await outcome(storage, BLOCK)
     assert found is not None
     return found.output
@@ -129,14 +132,12 @@ async def test_an_update_leaves_alone_what_never_changes(storage: Storage) -> No
     assert state.steps[before.step_id] == before._replace(**changed)
     found = state.steps[BLOCK]
     assert found is not None
-    assert found.branches == counters._replace(total=4, max_parallelism=None)
+    assert found.branches == counters._replace(max_parallelism=None)
 
 
 async def test_an_update_of_a_row_that_is_not_there_does_nothing(storage: Storage) -> None:
     await add_run(storage, run_id=RUN)
-    await write(
-        storage, RUN, changes(changed=[step(RUN, "one")], ended=run(), joins=[Join(RUN, "two", shows_failed=False)])
-    )
+    await write(storage, RUN, changes(changed=[step(RUN, "one")], ended=run(), joins=[join("two")]))
     assert (await seen(storage, RUN, Wanted(steps=frozenset({"one"})))).steps == {"one": None}
 
 
@@ -190,8 +191,8 @@ async def test_a_join_puts_the_outputs_of_completed_branches_together_in_the_ord
     assert list(output["w-3"]) == ["b", "a"]
 
 
-@pytest.mark.parametrize("shows_failed", [False, True])
-async def test_a_branch_comes_to_what_its_last_step_does(storage: Storage, shows_failed: bool) -> None:
+@pytest.mark.parametrize("form", [JoinForm.COMPLETED, JoinForm.ALL])
+async def test_a_branch_comes_to_what_its_last_step_does(storage: Storage, form: JoinForm) -> None:
     def lane(position: int, *statuses: StepStatus) -> list[StepExecution]:
         return [
             branch(RUN, position, status, ordinal=ordinal, output=f"{position}{ordinal}", error=ERROR)._replace(
@@ -206,9 +207,9 @@ async def test_a_branch_comes_to_what_its_last_step_does(storage: Storage, shows
         *lane(1, COMPLETED, FAILED),
         *lane(3, StepStatus.CANCELLED),
         *reversed(lane(0, COMPLETED, COMPLETED)),
-        shows_failed=shows_failed,
+        form=form,
     )
-    failed = {"lane-1": None, "lane-3": None} if shows_failed else {}
+    failed = {"lane-1": None, "lane-3": None} if form is JoinForm.ALL else {}
     assert output == {"lane-0": "01", "lane-2": "22", **failed}
     assert list(output) == sorted(output)
 
@@ -222,7 +223,7 @@ async def test_a_join_sees_what_the_same_session_writes(storage: Storage) -> Non
     await add_run(storage, block(RUN), *stored, run_id=RUN)
     new = [branch(RUN, 2, COMPLETED, output=2), branch(RUN, 0, COMPLETED, output=0)]
     changed = [branch(RUN, 1, COMPLETED, output=1), branch(RUN, 4, FAILED), block(RUN)._replace(status=COMPLETED)]
-    await write(storage, RUN, changes(*new, changed=changed, joins=[Join(RUN, BLOCK, shows_failed=False)]))
+    await write(storage, RUN, changes(*new, changed=changed, joins=[join()]))
     found = await outcome(storage, BLOCK)
     assert found is not None
     assert list(found.output.items()) == [("z-0", 0), ("y-1", 1), ("x-2", 2), ("w-3", 3)]
@@ -286,7 +287,7 @@ async def test_an_inner_block_is_joined_before_the_one_around_it(storage: Storag
     inner = block(RUN)._replace(step_id="inner", parent_step_id=BLOCK, branch_name="left", position=0)
     leaf = step(RUN, "leaf", COMPLETED, output=7, parent_step_id="inner", branch_name="leaf")
     await add_run(storage, block(RUN), inner, leaf, branch(RUN, 1, COMPLETED, output=1), run_id=RUN)
-    joins = [Join(RUN, "inner", shows_failed=False, around=BLOCK), Join(RUN, BLOCK, shows_failed=False)]
+    joins = [join("inner", around=BLOCK), join()]
     over = [inner._replace(status=COMPLETED), block(RUN)._replace(status=COMPLETED)]
     await write(storage, RUN, changes(changed=over, joins=joins))
     found = await outcome(storage, BLOCK)

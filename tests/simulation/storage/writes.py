@@ -138,7 +138,7 @@ def _join(transaction: Transaction, run_id: UUID, join: Join) -> None:
         if there is None or there.record.ordinal < row.record.ordinal:
             last[row.record.position] = row
     if join.form is JoinForm.ITERATIONS:
-        transaction.put_step(replace(block, output=_iterations(list(last.values()))))
+        transaction.put_step(replace(block, output=_iterations(block, list(last.values()))))
         return
     outputs = [
         f"{dump_json(row.record.branch_name)}:{row.output if row.record.status is StepStatus.COMPLETED else 'null'}"
@@ -148,17 +148,23 @@ def _join(transaction: Transaction, run_id: UUID, join: Join) -> None:
     transaction.put_step(replace(block, output="{" + ",".join(outputs) + "}"))
 
 
-def _iterations(rows: Sequence[StepRow]) -> str:
+def _iterations(loop: StepRow, rows: Sequence[StepRow]) -> str:
+    assert loop.record.branches is not None, "it has iterations"
     statuses = [row.record.status for row in rows]
     iterations = [
-        {"index": row.record.position, "status": row.record.status, "output": to_value(row.output)}
-        | {"error": to_value(row.error)}
+        {
+            "index": row.record.position,
+            "status": row.record.status,
+            # A loop or block within it that failed has an output as well.
+            "output": to_value(row.output) if row.record.status is StepStatus.COMPLETED else None,
+            "error": to_value(row.error),
+        }
         for row in rows
     ]
     return dump_json(
         {
             "iterations": iterations,
-            "total_count": len(rows),
+            "total_count": loop.record.branches.total,
             "completed_count": statuses.count(StepStatus.COMPLETED),
             "failed_count": statuses.count(StepStatus.FAILED),
         }

@@ -424,7 +424,7 @@ def test_behind_what_is_not_closed_nothing_is_guessed(text: str) -> None:
 def test_an_expression_knows_which_steps_it_needs_and_where() -> None:
     expression = read_expression("${a.output.x[0]} in ${workflow.input} or ${b.status} == 'x'", ("steps", 1))
 
-    assert expression.reads == Reads(steps=frozenset({"a", "b"}))
+    assert expression.reads == Reads(steps=frozenset({"a", "b"}), workflow_input=True)
     assert [(placed.place, placed.reference.text) for placed in expression.references] == [
         (("steps", 1), "${a.output.x[0]}"),
         (("steps", 1), "${workflow.input}"),

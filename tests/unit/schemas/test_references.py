@@ -113,7 +113,7 @@ def test_parts_without_references_are_shared_and_not_copied() -> None:
 def test_a_template_knows_which_steps_it_needs_and_where() -> None:
     template = compile_template({"a": ["${step-a.output.x[0]} ${step-b.status}"], "b": "${workflow.input}"})
 
-    assert template.reads == Reads(steps=frozenset({"step-a", "step-b"}))
+    assert template.reads == Reads(steps=frozenset({"step-a", "step-b"}), workflow_input=True)
     assert [(placed.place, placed.reference.text) for placed in template.references] == [
         (("a", 0), "${step-a.output.x[0]}"),
         (("a", 0), "${step-b.status}"),
@@ -252,7 +252,7 @@ def test_a_step_may_be_called_loop_and_is_told_from_the_iteration_by_what_is_tak
 def test_a_template_knows_which_parts_of_the_iteration_it_needs() -> None:
     template = compile_template({"a": "${loop.item.name} ${loop.item}", "b": ["${loop.is_last}", "${workflow.input}"]})
 
-    assert template.reads == Reads(loop_parts=frozenset({Part.ITEM, Part.IS_LAST}))
+    assert template.reads == Reads(loop_parts=frozenset({Part.ITEM, Part.IS_LAST}), workflow_input=True)
     assert [placed.reference.step for placed in template.references] == [None, None, None, None]
 
 

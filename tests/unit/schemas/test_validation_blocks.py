@@ -154,7 +154,7 @@ def test_a_step_on_a_path_of_a_conditional_does_not_stand_in_the_list_of_the_bra
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
-        ("b1", ("steps.c.if_true_step", "branch_reached_directly", "f")),
+        ("b1", ("steps.c.if_true_step", "leads_out_of_branch", None)),
         ("pp", ("steps.c.if_true_step", "unknown_step", "p")),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_block_reads_from_every_step_that_one_of_its_branches_reads_from() -> 
         b=agent(input_mapping={"x": ["${second.status}", "${first.output}"]}),
         c=agent(input_mapping={"x": "${workflow.input}"}),
     )
-    assert block_plan(plan).reads == Reads(steps=frozenset({"first", "second"}))
+    assert block_plan(plan).reads == Reads(steps=frozenset({"first", "second"}), workflow_input=True)
 
 
 def test_a_block_reads_the_errors_of_the_blocks_whose_errors_its_branches_read() -> None:

@@ -157,10 +157,10 @@ def test_after_cancelling_every_open_row_is_known_as_cancelled_and_final_ones_as
 # Reaching a step
 
 
-def test_a_step_wants_to_see_the_plan_the_input_and_what_it_refers_to() -> None:
+def test_a_step_wants_to_see_the_plan_and_what_it_refers_to() -> None:
     plan = plan_of(first=agent(next_step="then"), then=agent(input_mapping={"x": "${first.output}"}))
     reached = StepReached(RUN, "then")
-    assert answer(RunState(run_row()), reached) == Wanted(plan=True, run_values=True)
+    assert answer(RunState(run_row()), reached) == Wanted(plan=True)
     assert answer(known(plan=plan), reached) == Wanted(outcomes=frozenset({"first"}))
 
 

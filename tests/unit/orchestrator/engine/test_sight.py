@@ -40,7 +40,7 @@ def loop_row(execution: str, total: int) -> StepExecution:
 
 def test_an_execution_wants_the_outcomes_of_its_own_iterations() -> None:
     wanted = wanted_by(PLAN, "y[3][0]", reads("x", "first", "start"))
-    assert wanted == Wanted(outcomes=frozenset({"x[3][0]", "first[3]", "start"}), run_values=True)
+    assert wanted == Wanted(outcomes=frozenset({"x[3][0]", "first[3]", "start"}))
 
 
 def test_it_wants_the_errors_of_the_blocks_whose_errors_it_reads() -> None:
@@ -50,7 +50,7 @@ def test_it_wants_the_errors_of_the_blocks_whose_errors_it_reads() -> None:
 
 def test_for_what_its_iteration_is_it_wants_to_see_the_loop() -> None:
     wanted = wanted_by(PLAN, "y[3][0]", reads(loop_parts=INDEX))
-    assert wanted == Wanted(steps=frozenset({"inner[3]"}), run_values=True)
+    assert wanted == Wanted(steps=frozenset({"inner[3]"}))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,12 @@ def test_for_the_item_it_wants_that_of_the_innermost_loop(execution: str, loop_:
 
 
 def test_where_nothing_of_the_iteration_is_read_no_loop_is_wanted() -> None:
-    assert wanted_by(PLAN, "y[3][0]", reads()) == Wanted(run_values=True)
+    assert wanted_by(PLAN, "y[3][0]", reads()) == Wanted()
+
+
+@pytest.mark.parametrize("workflow_input", [True, False])
+def test_it_wants_the_input_of_the_run_where_it_reads_that(workflow_input: bool) -> None:
+    assert wanted_by(PLAN, "start", reads(workflow_input=workflow_input)) == Wanted(run_values=workflow_input)
 
 
 # What is seen

@@ -74,11 +74,26 @@ def test_a_line_that_is_shorter_than_asked_for_is_known_to_end() -> None:
     assert ids(in_line(1, 5, "bc").next_in_line("block", 1, 4)) == ["b", "c"]
 
 
+@pytest.mark.parametrize(("first", "count", "rest"), [(2, 1, ["c"]), (2, 2, ["c", "d"]), (3, 1, ["d"])])
+def test_of_a_line_that_has_moved_on_the_rest_is_known(first: int, count: int, rest: list[str]) -> None:
+    assert ids(in_line(1, 3, "bcd").next_in_line("block", first, count)) == rest
+
+
+def test_a_line_may_have_gaps_where_branches_failed_at_birth() -> None:
+    assert ids(in_line(1, 2, "bd").next_in_line("block", 3, 1)) == ["d"]
+
+
+def test_a_line_that_ends_has_ended_for_those_who_come_later_too() -> None:
+    assert ids(in_line(1, 5, "bc").next_in_line("block", 3, 2)) == []
+
+
 @pytest.mark.parametrize(
     ("block_id", "first", "count"),
     [
         pytest.param("block", 1, 3, id="more than were asked for"),
-        pytest.param("block", 2, 1, id="a line that has moved on"),
+        pytest.param("block", 2, 2, id="more than are left"),
+        pytest.param("block", 3, 1, id="a line that is used up"),
+        pytest.param("block", 0, 1, id="one that begins earlier"),
         pytest.param("other", 1, 1, id="another gate"),
     ],
 )
@@ -87,6 +102,14 @@ def test_whatever_else_about_a_line_is_unknown(block_id: str, first: int, count:
     assert state.next_in_line(block_id, first, count) is None
     wanted = Wanted(waiting=frozenset({(block_id, first, count)}))
     assert state.missing(wanted) == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "needed", "next_time"), [(1, 1, 2), (30, 2, 60), (80, 1, 100), (100, 1, 100), (4, 150, 150)]
+)
+def test_who_comes_back_to_a_line_asks_for_more_of_it(asked: int, needed: int, next_time: int) -> None:
+    assert in_line(0, asked, "ab").asked_in_line("block", needed) == next_time
+    assert known(block_row()).asked_in_line("block", needed) == needed
 
 
 def test_the_branches_in_a_line_are_known_rows() -> None:
