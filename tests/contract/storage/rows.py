@@ -95,6 +95,7 @@ def changes(
     joins: Iterable[Join] = (),
     gate: GateRow | None = None,
     outbox: Iterable[tuple[OutboxRow, float]] = (),
+    held: Iterable[tuple[OutboxRow, float]] = (),
 ) -> Changes:
     """Return what a session writes: *steps* are new."""
     return Changes(
@@ -105,6 +106,7 @@ def changes(
         joins=list(joins),
         gates=[gate] if gate is not None else [],
         outbox=list(outbox),
+        held=list(held),
     )
 
 

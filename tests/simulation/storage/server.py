@@ -72,9 +72,10 @@ class MemoryStorage:
         begun.commit()
         return replayed
 
-    def limit_agent(self, agent_name: str, limit: AgentLimit) -> None:
-        """Limit an agent from now on."""
+    async def limit_agent(self, agent_name: str, limit: AgentLimit) -> None:
+        """Limit an agent from now on; wait for whoever lets its tasks through just now."""
         begun = self.begin("operator", COMMAND_TIMEOUT)
+        await agents.lock(begun, agent_name)
         agents.set_limit(begun, agent_name, limit)
         begun.commit()
 
