@@ -131,13 +131,16 @@ async def test_a_slot_is_free_again_when_its_attempt_is_over(backend: Backend, s
     assert await through(storage) == ["d"]
 
 
-async def test_slots_are_counted_over_all_who_let_tasks_through(
-    backend: Backend, storage: Storage, other: Storage
-) -> None:
+async def test_who_lets_tasks_through_at_the_same_time_takes_turns(backend: Backend, storage: Storage) -> None:
     await backend.limit(AGENT, 3)
-    await hold(storage, *"abcdefgh")
-    done = await asyncio.gather(*(one.let_tasks_through(AGENT, 2) for one in (storage, other, storage, other)))
-    assert sorted(name for each in done for name in names(each)) == ["a", "b", "c"]
+    waiting = {one.step_id: one for one in await hold(storage, *"abcdefghijklmno")}
+    clients = [backend.client(str(number)) for number in range(4)]
+    await asyncio.gather(*(client.agents_with_room() for client in clients))  # each has its connection then
+    while waiting:
+        done = await asyncio.gather(*(client.let_tasks_through(AGENT, 2) for client in clients))
+        let_through = [name for each in done for name in names(each)]
+        assert sorted(let_through) == sorted(waiting)[:3]
+        await end(storage, *(waiting.pop(str(name)) for name in let_through))
 
 
 async def test_agents_do_not_share_their_limits(backend: Backend, storage: Storage) -> None:
