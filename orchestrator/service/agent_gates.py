@@ -18,7 +18,7 @@ from orchestrator.service.health import DatabaseWatch
 from orchestrator.service.relay import Relay
 from orchestrator.storage.port import Storage
 
-PAGE: Final = 500  # let through in one transaction
+PAGE: Final = 200  # let through in one transaction, which reads their messages
 PAUSE_SECONDS: Final = 0.05  # tokens of a fast rate are taken together
 LATE_SECONDS: Final = 0.001  # a token that is looked for too early is nobody's until the next look
 
