@@ -20,6 +20,7 @@ could arm them, only a call of `arm`, and only the fault tests' launcher makes i
 | gate.ticket_held | a ticket in hand, and not asked whether its branch runs | the branch |
 | gate.tickets_acked | acked the tickets of branches that ended | the branches |
 | gate.queue_deleted | deleted a gate's queue, and not its row | the block |
+| agent_gate.let_through | let tasks of a limited agent through, and sent none of them | the rows |
 | timers.due_found | found what is due, and not decided it | the steps |
 | dead_letters.stored | stored dead letters, and not acked them | nothing |
 | reconciler.missing_found | found that tasks are missing, and not sent them again | the attempts |
@@ -51,6 +52,7 @@ CrashPoint = Literal[
     "gate.ticket_held",
     "gate.tickets_acked",
     "gate.queue_deleted",
+    "agent_gate.let_through",
     "timers.due_found",
     "dead_letters.stored",
     "reconciler.missing_found",

@@ -22,7 +22,7 @@ class StepStatus(StrEnum):
     """Where a step execution stands. A final status never changes."""
 
     PENDING = "PENDING"  # known, waiting for its turn (for instance at the gate of its block)
-    QUEUED = "QUEUED"  # its task is with RabbitMQ, or about to be
+    QUEUED = "QUEUED"  # its task is with RabbitMQ, or about to be; or the limit of its agent holds it back
     RUNNING = "RUNNING"  # a worker reported that it started; for a block: it has open branches
     COMPLETED = "COMPLETED"  # final
     FAILED = "FAILED"  # final

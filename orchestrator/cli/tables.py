@@ -12,9 +12,11 @@ from rich.tree import Tree
 
 from messaging.port import QueueDepth
 from messaging.topology import agent_queue
+from orchestrator.cli.limits import limit_words
 from orchestrator.cli.progress import STYLES, branch_of
 from orchestrator.cli.terminal import harmless
 from orchestrator.cli.waiting import WaitingFor, words
+from orchestrator.engine.agent_limit import AgentLimit
 from orchestrator.storage.agents import AgentActivity, BusyWorker
 from orchestrator.storage.definitions import RegisteredWorkflow
 from orchestrator.storage.queries import AttemptView, RunDetails, RunSummary, StepView
@@ -67,23 +69,35 @@ def workflows_table(workflows: Sequence[RegisteredWorkflow]) -> None:
 
 
 def agents_table(agents: Sequence[AgentActivity], depths: Mapping[str, QueueDepth | None]) -> None:
-    """Print a line for each agent, with its queue as far as *depths* tells; where it tells nothing, without queues."""
+    """Print a line for each agent, with its queue as far as *depths* tells; where it tells nothing, without queues.
+
+    Limits have columns where one of the agents has one.
+    """
     table = Table(box=None, pad_edge=False)
     table.add_column("agent", overflow="fold")
     if depths:
         table.add_column("queue", overflow="fold")
-    counts = (*(["ready", "consumers"] if depths else []), StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.PENDING)
-    for title in counts:
-        table.add_column(title, no_wrap=True, justify="right")
+        _add_counts(table, "ready", "consumers")
+    limited = any(agent.limit is not None or agent.waiting for agent in agents)
+    if limited:
+        table.add_column("limit", overflow="fold")
+        _add_counts(table, "waiting")
+    _add_counts(table, StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.PENDING)
     table.add_column("workers", overflow="fold")
     for agent in agents:
         table.add_row(
             harmless(agent.agent_name),
             *(_queue(agent.agent_name, depths) if depths else ()),
+            *((_limit(agent.limit), str(agent.waiting)) if limited else ()),
             *(str(number) for number in (agent.queued, agent.running, agent.pending)),
             _workers(agent.workers),
         )
     _console.print(table)
+
+
+def _add_counts(table: Table, *titles: str) -> None:
+    for title in titles:
+        table.add_column(title, no_wrap=True, justify="right")
 
 
 def run_tree(details: RunDetails, waiting: Mapping[str, WaitingFor], *, all_branches: bool) -> None:
@@ -207,6 +221,10 @@ def _queue(agent_name: str, depths: Mapping[str, QueueDepth | None]) -> tuple[st
     if depth is None:
         return "no queue", "", ""
     return harmless(agent_queue(agent_name).name), str(depth.ready), str(depth.consumers)
+
+
+def _limit(limit: AgentLimit | None) -> str:
+    return limit_words(limit) if limit is not None else "none"
 
 
 def _workers(workers: Sequence[BusyWorker]) -> str:

@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 from typing import Literal, assert_never
 
 from messaging.port import QueueDepth
+from orchestrator.cli.limits import limit_words
+from orchestrator.engine.agent_limit import AgentLimit
 from orchestrator.storage.queries import StepView
 from schemas.statuses import StepStatus
 
@@ -26,6 +28,17 @@ class Pause:
     attempt: int  # the next one
     at: datetime
     kind: Literal["pause"] = "pause"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSlot:
+    """The task is committed, and the limit of its agent holds it back."""
+
+    agent_name: str
+    since: datetime
+    max_concurrency: int | None
+    rate_per_second: float | None
+    kind: Literal["agent_slot"] = "agent_slot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,7 @@ class Branches:
     kind: Literal["branches"] = "branches"
 
 
-WaitingFor = Slot | Pause | Sending | Queue | Worker | Attempt | Branches
+WaitingFor = Slot | Pause | AgentSlot | Sending | Queue | Worker | Attempt | Branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +130,7 @@ def waiting_for(step: StepView, block: StepView | None, queues: Queues) -> Waiti
 
 def wants_queue(step: StepView) -> bool:
     """Whether only the broker can tell what the step waits for."""
-    return step.status is StepStatus.QUEUED
+    return step.status is StepStatus.QUEUED and step.held_since is None
 
 
 def words(waiting: WaitingFor) -> str:
@@ -127,6 +140,9 @@ def words(waiting: WaitingFor) -> str:
             return f"a slot of its gate ({taken} of {limit} taken)"
         case Pause(attempt, at):
             return f"attempt {attempt}, at {_clock(at)}"
+        case AgentSlot(agent_name, since, concurrency, rate):
+            said = limit_words(AgentLimit(concurrency, rate)) or "its limit was just lifted"
+            return f'a slot of its agent "{agent_name}" ({said}), since {_clock(since)}'
         case Sending(since):
             return f"its task to be sent, since {_clock(since)} (is the broker out of reach?)"
         case Queue():
@@ -149,6 +165,8 @@ def _attempt(step: StepView) -> Attempt:
 
 def _task(step: StepView, queues: Queues) -> WaitingFor:
     name = step.agent_name or ""
+    if step.held_since is not None:
+        return AgentSlot(name, step.held_since, step.agent_max_concurrency, step.agent_rate_per_second)
     if step.unroutable_since is not None:
         return Queue(name, step.unroutable_since, queues.gives_up(step.unroutable_since))
     if step.unsent_since is not None:

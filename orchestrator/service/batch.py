@@ -13,9 +13,10 @@ from uuid import UUID
 
 from messaging.crash_points import reach
 from orchestrator.engine import codes
+from orchestrator.engine.agent_limit import held
 from orchestrator.engine.block import fork
 from orchestrator.engine.decide import apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, EndedAttempt, Fork, SendCancellation, SendTask, Verdict
+from orchestrator.engine.decision import Decision, EndedAttempt, Fork, Send, SendCancellation, SendTask, Verdict
 from orchestrator.engine.events import StatusChange, run_change, step_changes
 from orchestrator.engine.inputs import (
     BlockForked,
@@ -73,6 +74,7 @@ class Committed:
     left_in_outbox: bool = False
     gates: list[GateRow] = field(default_factory=list)
     gate_changes: list[GateChange] = field(default_factory=list)
+    limited_agents: set[str] = field(default_factory=set)  # whose tasks are held now, or whose attempts have ended
     failed_steps: list[StepExecution] = field(default_factory=list)
     left: list[SlotsFree] = field(default_factory=list)  # to be decided next, in another transaction
 
@@ -145,7 +147,7 @@ class Batch:
             queue.extendleft(_Queued(event, None) for event in reversed(answer.then))
             if answer.afterwards is not None and all(item.event != answer.afterwards for item in reversed(queue)):
                 self._fill_slots(queue, answer.afterwards)
-            await self._record(state, run_id, answer)
+            await self._record(state, run_id, self._with_held(state, answer))
             await self._flush_if_full()
             if answer.fork is not None:
                 queue.appendleft(_Queued(await self._fork(state, run_id, answer.fork), None))
@@ -189,7 +191,7 @@ class Batch:
         if decision.ended is not None:
             self._uow.add_ended_attempt(decision.ended)
         for send in decision.sends:
-            self._uow.send(outbox_row(run_id, send, self._new_id))
+            self._send(run_id, send, state.steps)
             # A branch has one ticket, with the id of its first step.
             if isinstance(send, SendTask) and send.step.parent_step_id is not None and send.step.ordinal == 0:
                 self._gate_change(run_id, send.step.parent_step_id).dispatched.append(send.step.step_id)
@@ -198,6 +200,28 @@ class Batch:
         if decision.released is not None:
             self._gate_change(run_id, decision.released.block_id).ended.append(decision.released.step_id)
         apply(state, decision, self._moment)
+
+    def _with_held(self, state: RunState, decision: Decision) -> Decision:
+        """Return the decision with the rows as they are of steps whose tasks are held."""
+        if not self._uow.limited_agents:
+            return decision
+        held_or_not = (
+            held(step) if self._is_held(state.steps.get(step.step_id), step) else step for step in decision.steps
+        )
+        return decision._replace(steps=tuple(held_or_not))
+
+    def _is_held(self, before: StepExecution | None, step: StepExecution) -> bool:
+        """Whether an attempt that begins waits for the limit of its agent; one that is sent again was let through."""
+        begins = step.status is StepStatus.QUEUED and (before is None or before.task_id != step.task_id)
+        return begins and step.agent_name in self._uow.limited_agents
+
+    def _send(self, run_id: UUID, send: Send, steps: Mapping[str, StepExecution | None]) -> None:
+        row = outbox_row(run_id, send, self._new_id)
+        if isinstance(send, SendTask) and self._is_held(steps.get(send.step.step_id), send.step):
+            self._uow.hold(row)
+            self._result.limited_agents.add(row.routing_key)
+        else:
+            self._uow.send(row)
 
     def _record_run(self, state: RunState, decision: Decision) -> None:
         run = decision.run
@@ -219,6 +243,11 @@ class Batch:
         self._events[after.run_id].extend(step_changes(before, after, ended))
         if after.status is StepStatus.FAILED:
             self._result.failed_steps.append(after)
+        agent_name = after.agent_name
+        frees_slot = before is not None and before.is_dispatched and not after.is_dispatched
+        if frees_slot and agent_name in self._uow.limited_agents:
+            assert agent_name is not None, "it is among those with a limit"
+            self._result.limited_agents.add(agent_name)
 
     async def _fork(self, state: RunState, run_id: UUID, forking: Fork) -> BlockForked:
         """Write the branches, a piece at a time; they are not kept, for no decision looks at siblings."""
@@ -234,10 +263,10 @@ class Batch:
                 await self._flush_if_full()
         failed = 0
         for step, send in fork(state, forking, self._moment.now, self._moment.new_id):
-            self._record_step(None, step)
+            self._record_step(None, held(step) if self._is_held(None, step) else step)
             failed += step.status is StepStatus.FAILED
             if send is not None:
-                self._uow.send(outbox_row(run_id, send, self._new_id))
+                self._send(run_id, send, {})
             await self._flush_if_full()
         return BlockForked(run_id, block.step_id, failed)
 
@@ -257,6 +286,7 @@ class Batch:
 
     async def _cancel_open_steps(self, run_id: UUID, block_id: str | None) -> None:
         plan = self._states[run_id].plan
+        self._result.limited_agents |= self._uow.limited_agents  # attempts of any of them may be among the cancelled
         for step in await self._uow.cancel_open_steps(run_id, block_id, self._moment.now):
             if block_id is not None and plan is not None and isinstance(plan.step(step.step_id), BlockPlan | LoopPlan):
                 self._uow.send(outbox_row(run_id, SendCancellation(run_id, step.step_id), self._new_id))

@@ -15,6 +15,7 @@ from messaging import topology
 from messaging.health import Health, HealthBook
 from messaging.port import Broker, Consumer, ConsumerClosed
 from orchestrator.errors import RunLocked
+from orchestrator.service.agent_gates import AgentGates
 from orchestrator.service.dead_letters import DeadLetterIntake
 from orchestrator.service.driver import Driver
 from orchestrator.service.gatekeeper import Gatekeeper
@@ -73,13 +74,20 @@ class Replica:
         self.driver = Driver(storage, replica_id, plans, DatabaseWatch(self._book))
         self.gatekeeper = Gatekeeper(storage, broker, self.driver, replica_id)
         self.relay = Relay(storage, broker, self.driver, unknown_agent_after=unknown_agent_after)
+        self.agent_gates = AgentGates(storage, self.relay, self.driver.database)
         self.timers = Timers(storage, self.driver)
-        wakes = {Due.MESSAGES: self.relay.wake, Due.TIMES: self.timers.wake, Due.GATES: self.gatekeeper.wake}
+        wakes = {
+            Due.MESSAGES: self.relay.wake,
+            Due.TIMES: self.timers.wake,
+            Due.GATES: self.gatekeeper.wake,
+            Due.AGENTS: self.agent_gates.wake,
+        }
         self.lookout = Lookout(storage, replica_id, self.driver.database, wakes)
         self.reconciler = Reconciler(storage, broker, self.driver, silent_after=silent_after)
         # A new gate's queue must be there before its tickets go out.
         self.driver.follow(self.gatekeeper.open_gates)
         self.driver.follow(self.relay.committed)
+        self.driver.follow(self.agent_gates.committed)
         self.driver.follow(self.gatekeeper.tell_holders)
         self.intakes = (
             Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(storage, broker, plans)),
@@ -103,6 +111,7 @@ class Replica:
             "relay": self.relay.run,
             "forget": self.relay.forget,
             "gatekeeper": self.gatekeeper.run,
+            "agent gates": self.agent_gates.run,
             "timers": self.timers.run,
             "dead letters": self.dead_letters.run,
             "lost tasks": self.lost_tasks.run,
@@ -154,7 +163,7 @@ class Replica:
     async def _finish(self) -> None:
         running = [task for task in self._tasks if task.get_name().startswith("intake")]
         await asyncio.gather(*running, return_exceptions=True)
-        for duty in (self.gatekeeper.close, self.relay.drain):
+        for duty in (self.gatekeeper.close, self.agent_gates.close, self.relay.drain):
             retrying = AsyncRetrying(
                 retry=retry_if_exception(is_transient),
                 wait=wait_random_exponential(multiplier=0.1, max=5),

@@ -56,6 +56,8 @@ class Changes:
     items: list[KeptItem] = field(default_factory=list)
     gates: list[GateRow] = field(default_factory=list)
     outbox: list[tuple[OutboxRow, float]] = field(default_factory=list)  # with the seconds until a sweeper may send it
+    held: list[tuple[OutboxRow, float]] = field(default_factory=list)  # tasks, with their place in line, in seconds
 
     def __len__(self) -> int:
-        return len(self.new_steps) + len(self.changed_steps) + len(self.outbox) + len(self.items)
+        waiting = len(self.outbox) + len(self.held)
+        return len(self.new_steps) + len(self.changed_steps) + len(self.items) + waiting

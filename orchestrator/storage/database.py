@@ -20,7 +20,8 @@ Connection = asyncpg.pool.PoolConnectionProxy
 Row = asyncpg.Record
 
 # SQLSTATEs after which the same transaction may well succeed (PostgreSQL, appendix A).
-_SERVER_GONE: Final = ("08", "53", "57P")  # connection exceptions; insufficient resources; shutdown
+# Connection exceptions; insufficient resources; shutdown; a session that was idle in its transaction for too long.
+_SERVER_GONE: Final = ("08", "53", "57P", "25P03")
 _TRANSACTION_UNLUCKY: Final = frozenset({
     "40001",  # serialization_failure
     "40P01",  # deadlock_detected

@@ -25,7 +25,8 @@ _BEGIN_AND_LOCK: Final = """
 
 # The first look, after the locks were granted: the runs, the steps of these tasks with their blocks, and for blocks
 # with a gate those who are next in line for the slots that are free, or will be when the ending attempts have ended.
-# They are told apart by `asked`. The clock is the database's, so that replicas agree on it.
+# They are told apart by `asked`. The clock is the database's, so that replicas agree on it. The agents that are limited
+# come along, for what is written here must heed a limit that was set before.
 _FIRST_LOOK: Final = f"""
     WITH found AS (
         SELECT run_id, step_id, parent_step_id, task_id = ANY($3::uuid[]) AS ending
@@ -52,7 +53,10 @@ _FIRST_LOOK: Final = f"""
             ORDER BY b.position LIMIT l.asked
         ) AS s
     )
-    SELECT clock_timestamp() AS now, {RUN_COLUMNS}, seen.*
+    SELECT clock_timestamp() AS now, (
+        SELECT array_agg(agent_name) FROM agent_limits
+        WHERE max_concurrency IS NOT NULL OR rate_per_second IS NOT NULL
+    ) AS limited, {RUN_COLUMNS}, seen.*
     FROM unnest($1::uuid[]) AS k(id) LEFT JOIN runs r USING (id) LEFT JOIN seen ON seen.run_id = r.id
 """  # noqa: S608 - only our own column lists are put in
 
@@ -142,6 +146,7 @@ class Loader:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.holders: dict[tuple[UUID, str], str] = {}
+        self.limited_agents: frozenset[str] = frozenset()
 
     async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
         """Return the database's time, and a state for each run with the tasks that are wanted of it."""
@@ -161,6 +166,7 @@ class Loader:
         for run_id, some in wanted.items():
             for task in some.tasks:
                 states[run_id].tasks.setdefault(task, None)
+        self.limited_agents = frozenset(rows[0]["limited"] or ())
         return rows[0]["now"], states
 
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:

@@ -10,6 +10,8 @@ from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.database import Connection
 from orchestrator.storage.dead_letters import Undeliverable, put_back
 
+HAND_OVER_SECONDS: Final = 10.0  # for so long a sweeper leaves a message to the process that wrote it
+
 # In the order of the index and no other: what has to be sorted has to be read first, and that may be 100,000 rows.
 _DUE: Final = """
     SELECT message_id, run_id, step_id, task_id, exchange, routing_key, type, correlation_id, body, replay

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from orchestrator.engine.inputs import DueInput
 from orchestrator.engine.state import RunState, Wanted
+from orchestrator.storage.agent_limits import LetThrough
 from orchestrator.storage.changes import Changes, OutboxRow
 from orchestrator.storage.dead_letters import NewDeadLetter, Undeliverable
 from orchestrator.storage.due import Due
@@ -28,6 +29,10 @@ class Session(Protocol):
     @property
     def gate_holders(self) -> Mapping[tuple[UUID, str], str]:
         """Who holds the gates of the blocks that were seen, by run and block."""
+
+    @property
+    def limited_agents(self) -> frozenset[str]:
+        """The agents whose tasks are held until their limit lets them through, as the first look found them."""
 
     async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
         """Lock these runs in the order of their ids; return the storage's time and a state for each.
@@ -97,6 +102,15 @@ class Storage(Protocol):
 
     async def delete_gate(self, replica_id: str, run_id: UUID, block_id: str) -> None:
         """Forget a gate whose queue is gone, with its unsent tickets, if this replica still holds it."""
+
+    async def agents_with_room(self) -> Sequence[str]:
+        """Return the agents of which held tasks may go out now, or are to be dropped. Nothing is locked."""
+
+    async def let_tasks_through(self, agent_name: str, page: int) -> LetThrough:
+        """Let the next of an agent's held tasks through, up to *page* of them, as far as its limit has room.
+
+        Of one agent, transactions take turns. The caller sends what comes back; should it die, a sweep does.
+        """
 
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
         """Return those of *step_ids* whose branches are over: it is final, and so are those that followed it."""

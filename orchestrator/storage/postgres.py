@@ -12,7 +12,8 @@ from messaging.crash_points import reach
 from orchestrator.engine.inputs import DueInput
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.errors import RunLocked
-from orchestrator.storage import dead_letters, definitions, due, gates, silent, timers, writes
+from orchestrator.storage import agent_limits, dead_letters, definitions, due, gates, silent, timers, writes
+from orchestrator.storage.agent_limits import LetThrough
 from orchestrator.storage.changes import Changes
 from orchestrator.storage.database import Connection, Database, is_locked_out
 from orchestrator.storage.dead_letters import NewDeadLetter, Selection
@@ -36,6 +37,11 @@ class PostgresSession:
     def gate_holders(self) -> Mapping[tuple[UUID, str], str]:
         """Who holds the gates of the blocks that were seen, by run and block."""
         return self._loader.holders
+
+    @property
+    def limited_agents(self) -> frozenset[str]:
+        """The agents whose tasks are held until their limit lets them through, as the first look found them."""
+        return self._loader.limited_agents
 
     async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
         """Lock these runs in the order of their ids; return the database's time and a state for each."""
@@ -105,6 +111,14 @@ class PostgresStorage:
     async def delete_gate(self, replica_id: str, run_id: UUID, block_id: str) -> None:
         """Forget a gate whose queue is gone, with its unsent tickets, if this replica still holds it."""
         await gates.delete_gate(self._database, replica_id, run_id, block_id)
+
+    async def agents_with_room(self) -> Sequence[str]:
+        """Return the agents of which held tasks may go out now, or are to be dropped."""
+        return await agent_limits.agents_with_room(self._database)
+
+    async def let_tasks_through(self, agent_name: str, page: int) -> LetThrough:
+        """Let the next of an agent's held tasks through, as far as its limit has room."""
+        return await agent_limits.let_tasks_through(self._database, agent_name, page)
 
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
         """Return those of *step_ids* that are final."""

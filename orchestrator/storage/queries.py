@@ -30,11 +30,14 @@ _STEPS: Final = """
     SELECT s.step_id, s.parent_step_id, s.branch_name, s.join_policy, s.status, s.agent_name, s.attempt, s.worker_id,
            s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched,
            s.created_at, s.queued_at, s.started_at, s.finished_at, s.heartbeat_at, s.due_at, s.error::text AS error,
-           o.unsent_since, o.unroutable_since
+           o.unsent_since, o.unroutable_since, o.held_since,
+           l.max_concurrency AS agent_max_concurrency, l.rate_per_second AS agent_rate_per_second
     FROM step_executions AS s LEFT JOIN (
-        SELECT task_id, min(created_at) AS unsent_since, min(returned_at) AS unroutable_since
+        SELECT task_id, min(created_at) AS unsent_since, min(returned_at) AS unroutable_since,
+            min(held_at) AS held_since
         FROM outbox WHERE run_id = $1 GROUP BY task_id
     ) AS o USING (task_id)
+    LEFT JOIN agent_limits AS l ON l.agent_name = s.agent_name AND o.held_since IS NOT NULL
     WHERE s.run_id = $1
     ORDER BY min(s.created_at) OVER (PARTITION BY s.parent_step_id, COALESCE(s.branch_name, s.step_id)),
         s.position, s.ordinal, s.step_id  -- the steps of a branch stand together
@@ -109,6 +112,9 @@ class StepView:
     error: ErrorInfo | None
     unsent_since: datetime | None = None  # since when its task is to be sent
     unroutable_since: datetime | None  # since when no queue takes its task
+    held_since: datetime | None = None  # since when the limit of its agent holds its task back
+    agent_max_concurrency: int | None = None  # of that limit
+    agent_rate_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

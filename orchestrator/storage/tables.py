@@ -178,8 +178,10 @@ outbox: Final = Table(
     _time("due_at", nullable=False),  # when a sweeper may send it; until then its writer does
     _time("returned_at"),  # when the broker first said that no queue takes it
     Column("replay", JSONB),  # of a dead letter: the properties that no column holds; see storage/dead_letters
+    _time("held_at"),  # since when a task waits for the limit of its agent; it is never due then
     Index(None, "due_at"),
     Index(None, "run_id"),
+    Index(None, "routing_key", "held_at", postgresql_where=text("held_at IS NOT NULL")),
     # Rows live for milliseconds. Without an eager vacuum the indexes would fill up with dead ones.
     postgresql_with={
         "autovacuum_vacuum_scale_factor": "0",
@@ -198,6 +200,29 @@ gates: Final = Table(
     Column("holder", Text, nullable=False),
     _time("lease_until", nullable=False),
     Index(None, "lease_until"),
+)
+
+# What operators said of agents. A row stays when its limits are lifted: who lets attempts through locks it.
+agent_limits: Final = Table(
+    "agent_limits",
+    metadata,
+    Column("agent_name", Text, primary_key=True),
+    Column("max_concurrency", Integer),
+    Column("rate_per_second", Double),
+    Column("tokens", Double, nullable=False),  # in its bucket, when that was last looked at
+    _time("refilled_at", nullable=False),
+    _time("changed_at", nullable=False),
+    _time("counted_at"),  # when attempts that went out without a slot last got theirs
+)
+
+# One row for each attempt that the limit of its agent let through. One whose attempt is over counts for nothing, and
+# goes the next time that somebody counts.
+agent_slots: Final = Table(
+    "agent_slots",
+    metadata,
+    Column("task_id", Uuid, primary_key=True),
+    Column("agent_name", Text, nullable=False),
+    Index(None, "agent_name"),
 )
 
 # Messages that could not be processed, until somebody replays or drops them. Nothing here is from us alone: texts are

@@ -17,6 +17,7 @@ from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage.changes import Changes, GateRow, KeptItem, OutboxRow
+from orchestrator.storage.outbox import HAND_OVER_SECONDS
 from orchestrator.storage.port import Session, Storage
 from orchestrator.storage.writes import CancelledStep
 
@@ -24,7 +25,6 @@ FLUSH_ROWS: Final = 1_000  # a block's rows and messages are written in pieces o
 HAND_OVER_MESSAGES: Final = 2_000  # more than this stays in the outbox for the sweeper
 HAND_OVER_BYTES: Final = 8 * 1024 * 1024
 PLACE_SECONDS: Final = 1e-6  # between two messages that are left to the sweep, so that they go out in their order
-HAND_OVER_SECONDS: Final = 10.0  # for so long a sweeper leaves a message to the process that wrote it
 
 
 class UnitOfWork:
@@ -44,6 +44,11 @@ class UnitOfWork:
     def gate_holders(self) -> Mapping[tuple[UUID, str], str]:
         """Who holds the gates of the blocks that were loaded, by run and block."""
         return self._session.gate_holders
+
+    @property
+    def limited_agents(self) -> frozenset[str]:
+        """The agents whose tasks are held until their limit lets them through."""
+        return self._session.limited_agents
 
     @property
     def is_full(self) -> bool:
@@ -111,6 +116,10 @@ class UnitOfWork:
     def send(self, row: OutboxRow) -> None:
         """Put a message into the outbox."""
         self._changes.outbox.append((row, HAND_OVER_SECONDS if self._hand_over(row) else self._next_place()))
+
+    def hold(self, row: OutboxRow) -> None:
+        """Put a task into the outbox that stays there until the limit of its agent lets it through."""
+        self._changes.held.append((row, self._next_place()))
 
     async def cancel_open_steps(self, run_id: UUID, block_id: str | None, now: datetime) -> Sequence[CancelledStep]:
         """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""

@@ -114,6 +114,15 @@ def _insert_outbox(first: int) -> str:
     )
 
 
+def _insert_held(first: int) -> str:
+    values = ", ".join(f"n.{name}" for name in _OUTBOX_TYPES)
+    return (
+        f"INSERT INTO outbox ({', '.join(_OUTBOX_TYPES)}, due_at, held_at) "  # noqa: S608
+        f"SELECT {values}, 'infinity', now() + make_interval(secs => n.place) "
+        f"FROM {_source({**_OUTBOX_TYPES, 'place': 'double precision'}, first)}"
+    )
+
+
 def _insert_gates(first: int) -> str:
     return (
         f"INSERT INTO gates ({', '.join(_GATE_TYPES)}, lease_until) "  # noqa: S608
@@ -132,6 +141,7 @@ class _Kind(Enum):
     GATES = auto()
     ITEMS = auto()
     OUTBOX = auto()
+    HELD = auto()
 
 
 # The statement that writes a kind of change, given the number of its first parameter.
@@ -144,6 +154,7 @@ _WRITE: Final[Mapping[_Kind, Callable[[int], str]]] = {
     _Kind.GATES: _insert_gates,
     _Kind.ITEMS: partial(_insert, "loop_items", _ITEM_TYPES),
     _Kind.OUTBOX: _insert_outbox,
+    _Kind.HELD: _insert_held,
 }
 # The join. The outputs never leave the database: they are put together here, in the order of the definition. The last
 # step of a branch that has run tells what it came to.
@@ -178,19 +189,25 @@ _JOIN_LOOPS: Final = f"""
     FROM unnest($1::uuid[], $2::text[]) AS k(run_id, block_id)
     WHERE block.run_id = k.run_id AND block.step_id = k.block_id
 """  # noqa: S608
+# Tasks that their agents' limits hold back go with their steps; of the others workers are told.
 _CANCEL_OPEN_STEPS: Final = """
     WITH RECURSIVE blocks AS (
         SELECT $3::text AS block_id
         UNION ALL
         SELECT s.step_id FROM blocks JOIN step_executions AS s ON s.run_id = $1 AND s.parent_step_id = blocks.block_id
         WHERE s.branches_total IS NOT NULL
+    ), cancelled AS (
+        UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL, error = NULL,
+            branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0,
+            branches_ready = branches_ready * 0  -- null where it is no block
+        WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
+            AND ($3 IS NULL OR parent_step_id IN (SELECT block_id FROM blocks))
+        RETURNING step_id, parent_step_id, branch_name, attempt, task_id
+    ), dropped AS (
+        DELETE FROM outbox USING cancelled
+        WHERE outbox.run_id = $1 AND outbox.held_at IS NOT NULL AND outbox.task_id = cancelled.task_id
     )
-    UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL, error = NULL,
-        branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0,  -- null where it is no block
-        branches_ready = branches_ready * 0
-    WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
-        AND ($3 IS NULL OR parent_step_id IN (SELECT block_id FROM blocks))
-    RETURNING step_id, parent_step_id, branch_name, attempt
+    SELECT step_id, parent_step_id, branch_name, attempt FROM cancelled
 """
 _CLOSE_LINE: Final = """
     UPDATE step_executions SET status = 'CANCELLED', finished_at = $4, error = NULL
@@ -269,6 +286,8 @@ def _after_joins(changes: Changes) -> dict[_Kind, Arguments]:
         written[_Kind.CHANGED_RUNS] = _run_updates(changes.changed_runs.values())
     if changes.outbox:
         written[_Kind.OUTBOX] = _outbox_inserts(changes.outbox)
+    if changes.held:
+        written[_Kind.HELD] = _outbox_inserts(changes.held)
     return written
 
 

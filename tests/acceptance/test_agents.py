@@ -58,15 +58,15 @@ def test_agents_with_their_queues_their_attempts_and_their_workers(cluster: Clus
     assert found == {
         "echo": {
             "queue": "agent.echo", "queue_exists": True, "tasks_ready": 0, "consumers": 1,
-            "queued": 0, "running": 0, "pending": 0, "workers": [],
+            "limit": None, "waiting": 0, "queued": 0, "running": 0, "pending": 0, "workers": [],
         },
         "nap": {
             "queue": "agent.nap", "queue_exists": True, "tasks_ready": 2, "consumers": 1,
-            "queued": 2, "running": 1, "pending": 2,
+            "limit": None, "waiting": 0, "queued": 2, "running": 1, "pending": 2,
         },
         "nobody": {
             "queue": "agent.nobody", "queue_exists": False, "tasks_ready": None, "consumers": None,
-            "queued": 1, "running": 0, "pending": 0, "workers": [],
+            "limit": None, "waiting": 0, "queued": 1, "running": 0, "pending": 0, "workers": [],
         },
     }  # fmt: skip
     tries = iter(lambda: cluster.forkjoin("agents", "list"), None)  # a busy broker may not answer within the time
@@ -97,7 +97,7 @@ def test_without_a_broker_the_agents_are_listed_and_their_queues_are_not(cluster
     )
     assert listed(cluster, FORKJOIN_AMQP_URL=nowhere)["nap"] == {
         "queue": "agent.nap", "queue_exists": None, "tasks_ready": None, "consumers": None,
-        "queued": 2, "running": 0, "pending": 0, "workers": [],
+        "limit": None, "waiting": 0, "queued": 2, "running": 0, "pending": 0, "workers": [],
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.acceptance.alone import Alone, block_of, echo, fail, nap
 from tests.acceptance.cluster import PATIENCE, ROOT
+from tests.acceptance.journal import occupancy, read_journal
 from tests.property.cases import lanes
 
 INPUTS = {
@@ -68,6 +69,16 @@ def test_the_agents_of_kept_runs_are_listed_and_their_queues_ended_with_the_runs
     assert listed.returncode == 0
     assert ["look-up", "0", "0", "0"] in [line.split() for line in listed.stdout.splitlines()]
     assert listed.stderr == "forkjoin: queues are not shown: those of `forkjoin run` end with it\n"
+
+
+def test_the_limit_of_an_agent_is_kept_and_holds(alone: Alone) -> None:
+    assert alone.forkjoin("run", alone.write(block_of(nap(0)))).returncode == 0
+    done = alone.forkjoin("agents", "limit", "nap", "--concurrency", "2")
+    assert (done.returncode, done.stdout) == (0, "nap: 2 at once\n")
+
+    assert alone.forkjoin("run", alone.write(block_of(*[nap(0.1)] * 8))).returncode == 0
+
+    assert occupancy(read_journal(alone.directory / "journal")).highest == 2
 
 
 def test_the_attempts_of_a_step_are_shown_with_their_errors(example: Alone) -> None:

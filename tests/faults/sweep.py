@@ -156,7 +156,7 @@ class Sweep:
 
         In real time these waits are 10 and 5 seconds; the slow cases in which another replica takes over sit them out.
         """
-        fetch(self.cluster, "UPDATE outbox SET due_at = now()")
+        fetch(self.cluster, "UPDATE outbox SET due_at = now() WHERE held_at IS NULL")
         fetch(self.cluster, "UPDATE gates SET lease_until = now() - interval '1 second'")
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from messaging.crash_points import CRASH_POINTS, CrashPoint
 from tests.acceptance.cluster import PATIENCE, Cluster, Service, wait_until
+from tests.acceptance.journal import occupancy, read_journal
 from tests.faults.launcher import launch
 from tests.faults.lies import LIED, LIES
 from tests.faults.oracles import Expected, check, check_complete, fetch, record_history
@@ -52,7 +53,7 @@ KINDS: dict[CrashPoint, tuple[str, ...]] = {
     "worker.acked": ("",),
 }
 # These take more to be passed; each has a test of its own below.
-RARE = {"timers.due_found", "reconciler.missing_found", "reconciler.sent_again"}
+RARE = {"agent_gate.let_through", "timers.due_found", "reconciler.missing_found", "reconciler.sent_again"}
 LATER_PASSAGES = (2, 5)
 
 
@@ -172,6 +173,21 @@ def test_the_death_of_a_replica_that_sends_swallowed_tasks_again_does_no_harm(sw
     sweep.replicas(2)
     sweep.workers(2)
     assert_recovered(sweep)
+
+
+@pytest.mark.parametrize("passage", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_death_of_a_replica_that_has_let_tasks_of_a_limited_agent_through_does_no_harm(
+    sweep: Sweep, passage: int
+) -> None:
+    done = sweep.cluster.forkjoin("agents", "limit", "nap", "--concurrency", "1")
+    assert done.returncode == 0, done.stderr
+    sweep.workers(2)
+    [armed] = sweep.replicas(1, fault="agent_gate.let_through", number=passage)
+    submit_until_death(sweep, armed, everything=False)
+    sweep.let_time_pass()
+    sweep.replicas(2)
+    assert_recovered(sweep)
+    assert occupancy(read_journal(sweep.cluster.journal)).highest == 1
 
 
 @pytest.mark.parametrize("number", [1, pytest.param(3, marks=pytest.mark.slow)])

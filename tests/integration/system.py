@@ -77,7 +77,7 @@ class System:
 
     async def make_due(self) -> None:
         """Let the seconds pass for which sweepers leave messages to the process that wrote them."""
-        await self.fetch("UPDATE outbox SET due_at = now()")
+        await self.fetch("UPDATE outbox SET due_at = now() WHERE held_at IS NULL")
 
     async def start_worker(self, *functions: Callable[..., Any], concurrency: int = 10, **options: Any) -> Worker:
         """Start a worker whose agents are *functions*, under their own names."""

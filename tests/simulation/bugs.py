@@ -11,19 +11,22 @@ from typing import Any
 from unittest import mock
 
 from messaging.port import Consumer, PublishOutcome
-from orchestrator.engine import gate
+from orchestrator.engine import agent_limit, gate
+from orchestrator.engine.agent_limit import AgentLimit
 from orchestrator.engine.decide import decide
 from orchestrator.engine.decision import Decision, SendTask, Verdict
 from orchestrator.engine.inputs import BlockDrained, BranchArrived, StepEnded, TaskReported
 from orchestrator.engine.records import Branches
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.service import batch
+from orchestrator.service.agent_gates import AgentGates
 from orchestrator.service.batch import Committed
 from orchestrator.service.driver import Driver
 from orchestrator.service.intake import Intake, Item
 from orchestrator.service.relay import Relay
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
+from tests.simulation.storage import agents
 from tests.simulation.storage.locks import Locks
 
 Patch = Callable[[], Any]
@@ -123,6 +126,29 @@ def duplicate_ignored_without_driving_on() -> Iterator[None]:
         yield
 
 
+def limited_tasks_sent_at_once() -> Any:
+    """The limit of an agent is known, and its tasks go out all the same."""
+    return mock.patch.object(UnitOfWork, "hold", UnitOfWork.send)
+
+
+def slots_without_a_count() -> Any:
+    """Each time that tasks of a limited agent are let through, as many go as the limit says."""
+
+    def all_free(limit: AgentLimit, taken: int, tokens: float) -> int | None:
+        return agent_limit.room(limit, 0, tokens)
+
+    return mock.patch.object(agents, "room", all_free)
+
+
+def slots_without_a_sweep() -> Any:
+    """Only whoever ends an attempt hands its slot on: a process that dies before takes the slot with it."""
+
+    def sleep_on(_: AgentGates) -> None:
+        """Look for nothing."""
+
+    return mock.patch.object(AgentGates, "wake", sleep_on)
+
+
 BUGS: dict[str, Patch] = {
     patch.__name__.replace("_", "-"): patch
     for patch in (
@@ -133,6 +159,9 @@ BUGS: dict[str, Patch] = {
         limit_by_the_queue_alone,
         forward_on_redelivery,
         duplicate_ignored_without_driving_on,
+        limited_tasks_sent_at_once,
+        slots_without_a_count,
+        slots_without_a_sweep,
     )
 }
 

@@ -6,6 +6,7 @@ storage; between, at every call, a seeded scheduler that delays, cuts, repeats, 
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from agent_worker import AgentContext, AgentRegistry
@@ -18,6 +19,7 @@ from tests.simulation.chaos import Chaos
 from tests.simulation.client import SimulatedClient
 from tests.simulation.clock import virtual_now
 from tests.simulation.entropy import Dice
+from tests.simulation.limits import AGENT, Limits
 from tests.simulation.member import Member, Role
 from tests.simulation.oracles import Execution, History, Violation, check_outcome, check_repeats, check_told, require
 from tests.simulation.server import SimulatedServer
@@ -43,6 +45,7 @@ class World:
         self._server = SimulatedServer(virtual_now)
         self._storage = MemoryStorage(virtual_now)
         self._storage.on_commit = self._committed
+        self._limits = Limits(seed, partial(self._storage.limit_agent, AGENT), partial(self.chaos.note, "operator"))
         self._client = SimulatedClient(self._server, self._dice)
         self._members: list[Member] = []
         self._dead: list[Member] = []
@@ -57,6 +60,8 @@ class World:
             Violation: An oracle said no.
             Exception: A replica or a worker ended by it.
         """
+        limiting = asyncio.create_task(self._limits.change())
+        await asyncio.sleep(0)  # one turn for it: a limit is there before anybody is
         for role in (self._replica, self._worker):
             for _ in range(self._dice.pick([1, 2, 2, 3])):
                 self._start(role)
@@ -65,6 +70,7 @@ class World:
             await self._complete()
         finally:
             accidents.cancel()
+            limiting.cancel()
         await self._quiet()
         self._check_ends()
 
@@ -217,6 +223,7 @@ class World:
             for before, after in commit.runs:
                 self._history.run_changed(before, after)
             self._history.steps_changed(commit.steps)
+            self._limits.committed(commit)
         except Violation as violation:  # not raised: the product would take it for an error of its own
             self._break(violation)
 

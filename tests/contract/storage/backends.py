@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
-from orchestrator.storage import dead_letters, definitions
+from orchestrator.engine.agent_limit import AgentLimit
+from orchestrator.storage import agent_limits, dead_letters, definitions
 from orchestrator.storage.database import Database
 from orchestrator.storage.dead_letters import DeadLetter, Selection
 from orchestrator.storage.port import Storage
@@ -19,7 +20,9 @@ _IN_SUMMARY: Final = ("dead_lettered_at", "queue", "code", "message", "type", "m
 _BESIDE_IT: Final = ("exchange", "routing_key", "correlation_id", "reply_to", "body")
 _AGE: Final = """
     UPDATE outbox SET due_at = due_at - $1::interval, returned_at = returned_at - $1::interval;
-    UPDATE gates SET lease_until = lease_until - $1::interval
+    UPDATE gates SET lease_until = lease_until - $1::interval;
+    UPDATE agent_limits SET refilled_at = refilled_at - $1::interval, changed_at = changed_at - $1::interval,
+        counted_at = counted_at - $1::interval
 """
 _WAITING: Final = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -40,7 +43,7 @@ class Backend(Protocol):
         """Return the storage's time, about."""
 
     async def pass_time(self, seconds: float) -> None:
-        """Let gates and messages grow older."""
+        """Let gates, messages and limits grow older."""
 
     async def waiting(self) -> int:
         """Return how many transactions wait for a lock."""
@@ -50,6 +53,9 @@ class Backend(Protocol):
 
     async def register(self, workflow: Workflow, document: Mapping[str, Any]) -> str:
         """Make a definition available by its workflow id."""
+
+    async def limit(self, agent_name: str, max_concurrency: int | None = None, rate: float | None = None) -> None:
+        """Limit an agent."""
 
     async def letters(self) -> Sequence[Mapping[str, Any]]:
         """Return the dead letters, the oldest first, as far as both kinds can tell of them."""
@@ -86,6 +92,9 @@ class MemoryBackend:
     async def register(self, workflow: Workflow, document: Mapping[str, Any]) -> str:
         await self.client("operator").store_definition(workflow, document)
         return self.storage.register_workflow(workflow, document)
+
+    async def limit(self, agent_name: str, max_concurrency: int | None = None, rate: float | None = None) -> None:
+        await self.storage.limit_agent(agent_name, AgentLimit(max_concurrency, rate))
 
     async def letters(self) -> Sequence[Mapping[str, Any]]:
         return [_told_by_memory(stored) for stored in self.storage.dead_letter_rows]
@@ -128,6 +137,9 @@ class PostgresBackend:
 
     async def register(self, workflow: Workflow, document: Mapping[str, Any]) -> str:
         return await definitions.register_workflow(self._operator, workflow, document)
+
+    async def limit(self, agent_name: str, max_concurrency: int | None = None, rate: float | None = None) -> None:
+        await agent_limits.change_limit(self._operator, agent_name, lambda _: AgentLimit(max_concurrency, rate))
 
     async def letters(self) -> Sequence[Mapping[str, Any]]:
         summaries = await dead_letters.list_dead_letters(self._operator, Selection(), 100)

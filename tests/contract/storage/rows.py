@@ -96,6 +96,7 @@ def changes(
     joins: Iterable[tuple[UUID, Join]] = (),
     gate: GateRow | None = None,
     outbox: Iterable[tuple[OutboxRow, float]] = (),
+    held: Iterable[tuple[OutboxRow, float]] = (),
 ) -> Changes:
     """Return what a session writes: *steps* are new."""
     return Changes(
@@ -106,6 +107,7 @@ def changes(
         joins=list(joins),
         gates=[gate] if gate is not None else [],
         outbox=list(outbox),
+        held=list(held),
     )
 
 

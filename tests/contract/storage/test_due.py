@@ -101,5 +101,10 @@ async def test_a_gate_that_was_given_up_is_due_to_all(storage: Storage) -> None:
 
 async def test_all_that_is_due_comes_together(backend: Backend, storage: Storage) -> None:
     late = step(RUN, "late", StepStatus.RUNNING, task_id=uuid4(), due_at=backend.now() - timedelta(seconds=1))
-    await add_run(storage, block(RUN), late, run_id=RUN, gate=GATE, outbox=[(message(RUN), 0.0)])
+    await backend.limit("echo", 1)
+    waits = step(RUN, "waits", StepStatus.QUEUED, task_id=uuid4())
+    held = message(RUN, task_id=waits.task_id)
+    await add_run(
+        storage, block(RUN), late, waits, run_id=RUN, gate=GATE, outbox=[(message(RUN), 0.0)], held=[(held, 0.0)]
+    )
     assert await storage.what_is_due("a") == frozenset(Due)

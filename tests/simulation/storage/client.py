@@ -8,17 +8,21 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from uuid import UUID
 
 from orchestrator.engine.inputs import DueInput
+from orchestrator.storage.agent_limits import LetThrough
 from orchestrator.storage.dead_letters import NewDeadLetter
 from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.silent import Silence, SilentAttempt
 from schemas.workflow import Workflow
-from tests.simulation.storage import attempts, definitions, due, leases, letters
+from tests.simulation.storage import agents, attempts, definitions, due, leases, letters
+from tests.simulation.storage.locks import LockTimeout
 from tests.simulation.storage.operations import Operation, Scheduler
 from tests.simulation.storage.sessions import MemoryOutbox, MemorySession
 from tests.simulation.storage.transaction import COMMAND_TIMEOUT, Transaction, TransactionOver
 
 T = TypeVar("T")
+
+TURN_TIMEOUT = 0.5  # seconds to wait for whoever lets tasks of the same agent through
 
 
 class Server(Protocol):
@@ -136,6 +140,23 @@ class MemoryClient:
     async def delete_gate(self, replica_id: str, run_id: UUID, block_id: str) -> None:
         """Forget a gate whose queue is gone, with its unsent tickets, if this replica still holds it."""
         await self._alone(Operation.DELETE_GATE, lambda begun: leases.delete_gate(begun, replica_id, run_id, block_id))
+
+    async def agents_with_room(self) -> Sequence[str]:
+        """Return the agents of which held tasks may go out now, or are to be dropped."""
+        return await self._alone(Operation.AGENTS_WITH_ROOM, agents.agents_with_room)
+
+    async def let_tasks_through(self, agent_name: str, page: int) -> LetThrough:
+        """Let the next of an agent's held tasks through, as far as its limit has room."""
+        try:
+            async with self._connection(Operation.COMMIT_LET_THROUGH) as connection:
+                begun = connection.begin(TURN_TIMEOUT)
+                await connection.perform(Operation.LOCK_AGENT, lambda: agents.lock(begun, agent_name))
+                return await connection.perform(
+                    Operation.LET_THROUGH,
+                    lambda: agents.let_tasks_through(connection.transaction, agent_name, page, connection.clock()),
+                )
+        except LockTimeout:
+            return LetThrough()
 
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
         """Return those of *step_ids* that are final."""

@@ -23,11 +23,16 @@ class Operation(StrEnum):
     PUT_BACK = "put back"
     COMMIT_OUTBOX = "commit outbox"
 
+    LOCK_AGENT = "lock agent"
+    LET_THROUGH = "let through"
+    COMMIT_LET_THROUGH = "commit let through"
+
     # The others are transactions of their own.
     WHAT_IS_DUE = "what is due"
     TAKE_LEASES = "take leases"
     RELEASE_LEASES = "release leases"
     DELETE_GATE = "delete gate"
+    AGENTS_WITH_ROOM = "agents with room"
     BRANCHES_OVER = "branches over"
     DUE_INPUTS = "due inputs"
     COUNT_SILENT = "count silent"

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from orchestrator.engine.agent_limit import AgentLimit, Bucket
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Branches, Run, StepExecution
 from orchestrator.storage.changes import OutboxRow
@@ -85,6 +86,17 @@ class QueuedMessage:
     created_at: datetime
     due_at: datetime
     returned_at: datetime | None = None
+    held_at: datetime | None = None  # it is never due then
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRow:
+    """A row of agent_limits."""
+
+    limit: AgentLimit
+    bucket: Bucket
+    changed_at: datetime
+    counted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

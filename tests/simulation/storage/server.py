@@ -6,12 +6,13 @@ from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
+from orchestrator.engine.agent_limit import AgentLimit
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.definitions import definition_id
 from orchestrator.storage.rows import to_value
 from schemas.workflow import Workflow
-from tests.simulation.storage import definitions, letters
+from tests.simulation.storage import agents, definitions, letters
 from tests.simulation.storage.client import MemoryClient
 from tests.simulation.storage.locks import Locks
 from tests.simulation.storage.operations import Scheduler
@@ -70,6 +71,13 @@ class MemoryStorage:
         replayed = letters.replay(begun, ids, uuid4)
         begun.commit()
         return replayed
+
+    async def limit_agent(self, agent_name: str, limit: AgentLimit) -> None:
+        """Limit an agent from now on; wait for whoever lets its tasks through just now."""
+        begun = self.begin("operator", COMMAND_TIMEOUT)
+        await agents.lock(begun, agent_name)
+        agents.set_limit(begun, agent_name, limit)
+        begun.commit()
 
     # What oracles look at
 

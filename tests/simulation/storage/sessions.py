@@ -50,6 +50,7 @@ class MemorySession:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._looks: Looks | None = None
+        self.limited_agents: frozenset[str] = frozenset()
 
     @property
     def gate_holders(self) -> Mapping[tuple[UUID, str], str]:
@@ -65,6 +66,8 @@ class MemorySession:
             # What a SELECT … FOR UPDATE does not find when it begins it does not lock.
             for run_id in sorted(run_id for run_id in wanted if transaction.run(run_id) is not None):
                 await transaction.lock("run", run_id)
+            limits = transaction.tables.limits.items()
+            self.limited_agents = frozenset(agent_name for agent_name, row in limits if row.limit.holds)
             return self._connection.clock(), looks.first(wanted)
 
         return await self._perform(Operation.FIRST_LOOK, work)
@@ -94,7 +97,7 @@ class MemorySession:
         """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
 
         async def work() -> Sequence[CancelledStep]:
-            return writes.cancel_open_steps(self._connection.transaction, run_id, block_id, now)
+            return await writes.cancel_open_steps(self._connection.transaction, run_id, block_id, now)
 
         return await self._perform(Operation.CANCEL_OPEN_STEPS, work)
 

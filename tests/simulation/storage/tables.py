@@ -14,6 +14,7 @@ from schemas.statuses import RunStatus
 from tests.simulation.storage.rows import (
     EndedRow,
     HeldGate,
+    LimitRow,
     QueuedMessage,
     RunRow,
     StepKey,
@@ -42,10 +43,12 @@ class Rows:
     gates: dict[StepKey, HeldGate | None] = field(default_factory=dict)
     letters: dict[str, StoredLetter | None] = field(default_factory=dict)  # by their key, which is unique too
     definitions: dict[str, StoredDefinition] = field(default_factory=dict)
+    limits: dict[str, LimitRow] = field(default_factory=dict)  # by agent
+    slots: dict[UUID, str | None] = field(default_factory=dict)  # agents by task
 
     def __bool__(self) -> bool:
         rows = (self.runs, self.steps, self.ended, self.items, self.outbox, self.gates, self.letters, self.definitions)
-        return any(rows)
+        return any((*rows, self.limits, self.slots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class Commit:
     runs: Sequence[tuple[Run | None, Run]]
     steps: Sequence[tuple[StepExecution | None, StepExecution]]
     gates: Sequence[tuple[HeldGate | None, HeldGate | None]]  # after is None: deleted
-    sent: Sequence[OutboxRow]  # new in the outbox
+    sent: Sequence[OutboxRow]  # new in the outbox, and not held
+    let_through: Sequence[OutboxRow]  # held before
     forgotten: Sequence[OutboxRow]  # deleted from it
 
 
@@ -72,6 +76,8 @@ class Tables:
         self.gates: dict[StepKey, HeldGate] = {}
         self.letters: dict[str, StoredLetter] = {}
         self.definitions: dict[str, StoredDefinition] = {}
+        self.limits: dict[str, LimitRow] = {}
+        self.slots: dict[UUID, str] = {}
         self.by_task: dict[UUID, StepKey] = {}
         self.due: dict[StepKey, datetime] = {}
         self.due_runs: dict[UUID, datetime] = {}
@@ -96,6 +102,8 @@ class Tables:
         for run_id, run in changes.runs.items():
             _note(self.due_runs, run_id, run.record.due_at)
         self.definitions |= changes.definitions
+        self.limits |= changes.limits
+        _merge(self.slots, changes.slots)
         _merge(self.outbox, changes.outbox)
         _merge(self.gates, changes.gates)
         _merge(self.letters, changes.letters)
@@ -108,7 +116,16 @@ class Tables:
             runs=[(runs[key].run() if key in runs else None, after.run()) for key, after in changes.runs.items()],
             steps=[(steps[key].step() if key in steps else None, row.step()) for key, row in changes.steps.items()],
             gates=[(self.gates.get(key), after) for key, after in changes.gates.items()],
-            sent=[after.row for key, after in changes.outbox.items() if after is not None and key not in outbox],
+            sent=[
+                after.row
+                for key, after in changes.outbox.items()
+                if after is not None and key not in outbox and after.held_at is None
+            ],
+            let_through=[
+                after.row
+                for key, after in changes.outbox.items()
+                if after is not None and key in outbox and outbox[key].held_at is not None and after.held_at is None
+            ],
             forgotten=[outbox[key].row for key, after in changes.outbox.items() if after is None and key in outbox],
         )
 

@@ -110,6 +110,21 @@ class Transaction:
         """Return a gate."""
         return self.changes.gates[key] if key in self.changes.gates else self.tables.gates.get(key)
 
+    def slots(self, agent_name: str) -> Iterator[UUID]:
+        """Yield the tasks that have slots of an agent."""
+        for task_id, owner in (self.tables.slots | self.changes.slots).items():
+            if owner == agent_name:
+                yield task_id
+
+    def held(self, agent_name: str) -> Sequence[QueuedMessage]:
+        """Return the tasks that an agent's limit holds back, the next in line first."""
+        line = [
+            (entry.held_at, entry)
+            for entry in self.messages()
+            if entry.held_at is not None and entry.row.routing_key == agent_name
+        ]
+        return [entry for _, entry in sorted(line, key=lambda place: place[0])]
+
     def message(self, message_id: UUID) -> QueuedMessage | None:
         """Return a message of the outbox."""
         changes = self.changes.outbox

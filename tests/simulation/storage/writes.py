@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -27,6 +28,8 @@ from tests.simulation.storage.rows import (
 )
 from tests.simulation.storage.transaction import Transaction, violated
 
+NEVER: Final = datetime.max.replace(tzinfo=UTC)
+
 
 async def write(transaction: Transaction, changes: Changes) -> None:
     """Write what was collected."""
@@ -48,13 +51,17 @@ async def write(transaction: Transaction, changes: Changes) -> None:
         _insert_gate(transaction, gate)
     for row, delay in changes.outbox:
         insert_message(transaction, row, delay)
+    for row, place in changes.held:
+        held_at = transaction.now + timedelta(seconds=place)
+        transaction.changes.outbox[row.message_id] = QueuedMessage(row, transaction.now, NEVER, held_at=held_at)
 
 
-def cancel_open_steps(
+async def cancel_open_steps(
     transaction: Transaction, run_id: UUID, block_id: str | None, now: datetime
 ) -> Sequence[CancelledStep]:
     """Cancel whatever of the run, or of a block's branches, is not final; return what that was."""
     cancelled = []
+    tasks = set()
     blocks = {block_id}
     for row in list(transaction.steps(run_id)):  # blocks come before what lies in them
         step = row.record
@@ -64,6 +71,9 @@ def cancel_open_steps(
         if not step.status.is_final:
             transaction.put_step(row.cancelled(now))
             cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt))
+            tasks.add(step.task_id)
+    held = [entry.row for entry in transaction.messages() if entry.held_at is not None]
+    await transaction.delete_messages(row.message_id for row in held if row.task_id in tasks)
     return cancelled
 
 

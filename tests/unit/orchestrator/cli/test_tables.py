@@ -12,6 +12,7 @@ from rich.console import Console
 from messaging.port import QueueDepth
 from orchestrator.cli import tables
 from orchestrator.cli.waiting import Slot
+from orchestrator.engine.agent_limit import AgentLimit
 from orchestrator.storage.agents import AgentActivity, BusyWorker
 from orchestrator.storage.definitions import RegisteredWorkflow
 from orchestrator.storage.queries import RunDetails, RunSummary, StepView
@@ -130,6 +131,17 @@ def test_agents_have_a_line_each_with_queue_attempts_and_workers(console: Consol
         ["nap", "agent.nap", "5", "6", "1", "3", "4", "w-1 (2), w-2 (1)"],
         ["nobody", "no queue", "0", "0", "0"],
         ["late", "not asked", "0", "0", "0"],
+    ]
+
+
+def test_where_an_agent_is_limited_there_are_columns_for_it(console: Console) -> None:
+    console.width = 100
+    tables.agents_table([activity("nap", limit=AgentLimit(3, 10.0), waiting=7, running=3), activity("free")], {})
+
+    assert [re.split(" {2,}", line.strip()) for line in written(console).splitlines()] == [
+        ["agent", "limit", "waiting", "QUEUED", "RUNNING", "PENDING", "workers"],
+        ["nap", "3 at once, 10/s", "7", "0", "3", "0"],
+        ["free", "none", "0", "0", "0", "0"],
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from messaging.port import QueueDepth
-from orchestrator.cli.waiting import Queues, WaitingFor, waiting_for, words
+from orchestrator.cli.waiting import Queues, WaitingFor, waiting_for, wants_queue, words
 from orchestrator.storage.queries import StepView
 from schemas.statuses import StepStatus
 
@@ -64,6 +64,29 @@ def test_a_block_waits_for_its_branches() -> None:
     waiting = awaited(BLOCK)
     assert words(waiting) == "12 of its 20 branches"
     assert asdict(waiting) == {"kind": "branches", "open": 12, "total": 20}
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "rate", "said"),
+    [(3, None, "3 at once"), (3, 10.0, "3 at once, 10/s"), (None, None, "its limit was just lifted")],
+)
+def test_a_task_that_is_held_waits_for_a_slot_of_its_agent_whatever_the_broker_says(
+    concurrency: int | None, rate: float | None, said: str
+) -> None:
+    view = replace(
+        QUEUED,
+        held_since=NOON,
+        unsent_since=NOON,
+        agent_max_concurrency=concurrency,
+        agent_rate_per_second=rate,
+    )
+    waiting = awaited(view, queues=asked(QueueDepth(ready=5, consumers=0)))
+    assert words(waiting) == f'a slot of its agent "x" ({said}), since 12:00:00'
+    assert asdict(waiting) == {
+        "kind": "agent_slot", "agent_name": "x", "since": NOON, "max_concurrency": concurrency, "rate_per_second": rate,
+    }  # fmt: skip
+    assert not wants_queue(view)
+    assert wants_queue(QUEUED)
 
 
 def test_a_task_that_is_not_confirmed_waits_to_be_sent() -> None:

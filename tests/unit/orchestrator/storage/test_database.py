@@ -38,6 +38,7 @@ GONE = [
     asyncpg.CannotConnectNowError("the database system is starting up"),  # 57P03
     asyncpg.AdminShutdownError("terminating connection due to administrator command"),  # 57P01
     asyncpg.CrashShutdownError("terminating connection because of crash"),  # 57P02
+    asyncpg.IdleInTransactionSessionTimeoutError("terminating connection due to idle-in-transaction timeout"),  # 25P03
     asyncpg.TooManyConnectionsError("sorry, too many clients already"),  # 53300
     asyncpg.DiskFullError("no space left on device"),  # 53100
     asyncpg.InterfaceError("cannot perform operation: connection is closed"),
