@@ -46,14 +46,21 @@ def new_block(run_id: UUID, plan: BlockPlan, now: datetime) -> StepExecution:
 
 
 def entered(state: RunState, event: StepReached, plan: BlockPlan, now: datetime) -> Decision:
-    """Fork a block. One that is the first step of a branch behind a gate has a row already."""
+    """Fork a block, or go on with one that was taken over.
+
+    One that is the first step of a branch behind a gate has a row already.
+    """
     row = state.steps.get(plan.id) or new_block(event.run_id, plan, now)
     before = state.steps[event.after] if event.after is not None else None
     if before is not None:
         row = row._replace(branch_due_at=before.branch_due_at)
     row = begun(row, now)
-    running = row.advanced(Trigger.START, started_at=now, due_at=within_branch(row, None))
-    return Decision(Verdict.APPLIED, steps=(running,), fork=plan)
+    running = row.advanced(Trigger.START, started_at=now, due_at=within_branch(row, None), ready_at=None)
+    counters = _counters(row)
+    if not counters.is_taken_over:
+        return Decision(Verdict.APPLIED, steps=(running,), fork=plan)
+    then = (BlockDrained(event.run_id, plan.id),) if _is_over(plan, counters) else ()
+    return Decision(Verdict.APPLIED, steps=(running,), wakes=plan, then=then)
 
 
 def fork(

@@ -15,14 +15,15 @@ How a run moves:
                                                                             run ended ◀─────┘
 
 An attempt that failed may be followed by another: its step waits, and goes on with RetryDue (see `retries`). Where the
-rest of a block is not waited for, BlockDrained comes while branches are open, and cancels them.
+rest of a block is not waited for, BlockDrained comes while branches are open, and cancels them. RetryRequested starts
+a run in the middle: where an earlier one stopped, with what that has completed (see `retried`).
 
 Late and repeated inputs are normal and get a verdict; an exception from here means a bug.
 """
 
 from typing import assert_never
 
-from orchestrator.engine import block, gate, lifecycle, reports, silence
+from orchestrator.engine import block, gate, lifecycle, reports, retried, silence
 from orchestrator.engine.decision import Decision
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -32,6 +33,7 @@ from orchestrator.engine.inputs import (
     CancelRequested,
     Input,
     RetryDue,
+    RetryRequested,
     RunOverdue,
     RunRequested,
     SlotsFree,
@@ -58,6 +60,8 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
             return lifecycle.request(state, event, moment.now)
         case CancelRequested():
             return lifecycle.cancel(state, event, moment.now)
+        case RetryRequested():
+            return retried.retry(state, event, moment.now)
         case TaskReported():
             return reports.task_reported(state, event.report, moment)
         case AttemptOverdue():

@@ -70,18 +70,31 @@ class Ticket(NamedTuple):
     step_id: str
 
 
+class TakeOver(NamedTuple):
+    """What a new run begins with: the steps of an earlier one, as they ended, but for where that one stopped.
+
+    Where that is a block, the block waits to be entered once more, with the branches that it has completed; the others
+    wait for that, and so do the blocks in them, each with what it has completed.
+    """
+
+    run_id: UUID  # of the earlier run
+    stopped_at: str
+
+
 class Decision(NamedTuple):
     """The answer to one input; everything in it is stored in one transaction, or nothing is."""
 
     verdict: Verdict
     code: str = ""  # why it was not applied; stable
     created_run: RunRequested | None = None  # insert `run` with this request's content
+    takes_over: TakeOver | None = None  # insert `run`, with what an earlier one has done
     run: Run | None = None  # its new version
     steps: tuple[StepExecution, ...] = ()  # new versions, or new rows
     ended: EndedAttempt | None = None  # goes into the history; its step waits for the next attempt
     sends: tuple[Send, ...] = ()
     fork: BlockPlan | None = None  # create the branches of this block (see `orchestrator.engine.block.fork`)
     join: BlockPlan | None = None  # store the aggregated outputs of this block's branches as its output
+    wakes: BlockPlan | None = None  # its branches that were taken over and wait are due now
     cancels_open_steps: bool = False
     cancels_branches_of: str | None = None  # before anything else of this is written
     released: Ticket | None = None  # of a branch that is over

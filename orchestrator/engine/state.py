@@ -45,6 +45,7 @@ class Wanted(NamedTuple):
     ready: frozenset[ReadyKey] = frozenset()  # those whose next attempt waits for a slot
     plan: bool = False
     run_values: bool = False  # the run's input, output and error
+    earlier: frozenset[UUID] = frozenset()  # these other runs, which the caller has locked
 
     @classmethod
     def all_of(cls, many: Sequence["Wanted"]) -> "Wanted":
@@ -60,6 +61,7 @@ class Wanted(NamedTuple):
             frozenset().union(*(wanted.ready for wanted in many)),
             any(wanted.plan for wanted in many),
             any(wanted.run_values for wanted in many),
+            frozenset().union(*(wanted.earlier for wanted in many)),
         )
 
     def __bool__(self) -> bool:
@@ -72,6 +74,14 @@ class FailedBranch:
 
     step_id: str
     error: ErrorInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRun:
+    """Another run of the same definition, with its error, and the step that was open when it was stopped."""
+
+    run: Run
+    interrupted: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,7 @@ class RunState:
     waiting: dict[str, Line] = field(default_factory=dict)
     ready: dict[str, tuple[int, tuple[StepExecution, ...]]] = field(default_factory=dict)  # asked for, and found
     run_values: RunValues | None = None
+    earlier: dict[UUID, EarlierRun | None] = field(default_factory=dict)
 
     def missing(self, wanted: Wanted) -> Wanted:
         """Return the part of *wanted* that is not known yet."""
@@ -110,6 +121,7 @@ class RunState:
             ready=frozenset(key for key in wanted.ready if self.ready_again(*key) is None),
             plan=wanted.plan and self.plan is None,
             run_values=wanted.run_values and self.run_values is None,
+            earlier=frozenset(run_id for run_id in wanted.earlier if run_id not in self.earlier),
         )
 
     def scope(self, step_ids: Iterable[str]) -> Scope:

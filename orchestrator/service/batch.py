@@ -16,7 +16,15 @@ from orchestrator.engine.block import fork
 from orchestrator.engine.decide import apply, decide, first_wanted
 from orchestrator.engine.decision import Decision, EndedAttempt, SendCancellation, SendTask, Verdict
 from orchestrator.engine.events import StatusChange, run_change, step_changes
-from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested, TaskMissing, TaskReported
+from orchestrator.engine.inputs import (
+    BlockForked,
+    ExternalInput,
+    Input,
+    RetryRequested,
+    RunRequested,
+    TaskMissing,
+    TaskReported,
+)
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import BlockPlan
 from orchestrator.engine.records import StepExecution
@@ -88,16 +96,29 @@ class Batch:
     async def run(self, inputs: Sequence[ExternalInput]) -> Committed:
         """Decide everything, and return what is left to do once the transaction is committed."""
         wanted: dict[UUID, list[Wanted]] = defaultdict(list)
+        turns: list[list[_Queued]] = [[]]
         spoken_of = {event.report.task_id for event in inputs if isinstance(event, TaskReported)}
         for index, event in enumerate(inputs):
             if isinstance(event, TaskMissing) and event.task_id in spoken_of:
                 # Its step comes with the report, and without the input that sending it again takes.
                 self._answers[index] = Answer(Verdict.STALE, codes.HEARD_FROM)
                 continue
-            self._queues[event.run_id].append(_Queued(event, index))
+            if isinstance(event, RetryRequested):
+                # It looks at another run, which is locked too, and must find what came before it decided.
+                wanted[event.retry_of].append(Wanted())
+                turns.append([])
+            turns[-1].append(_Queued(event, index))
             wanted[event.run_id].append(first_wanted(event))
         await self._first_look({run_id: Wanted.all_of(many) for run_id, many in wanted.items()})
         reach("transaction.locked", inputs)
+        for turn in turns:
+            await self._decide_all(turn)
+        self._flush_events()
+        return self._finish(len(inputs))
+
+    async def _decide_all(self, turn: Sequence[_Queued]) -> None:
+        for item in turn:
+            self._queues[item.event.run_id].append(item)
         while self._queues:
             stopped: dict[UUID, Wanted] = {}
             for run_id in list(self._queues):
@@ -105,8 +126,6 @@ class Batch:
                 if lacking is not None:
                     stopped[run_id] = lacking
             await self._load(stopped)
-        self._flush_events()
-        return self._finish(len(inputs))
 
     async def _first_look(self, wanted: Mapping[UUID, Wanted]) -> None:
         now, self._states = await self._uow.first_look(wanted)
@@ -149,16 +168,26 @@ class Batch:
         if run is not None:
             return run.definition_id
         request = self._queues[run_id][0].event
+        if isinstance(request, RetryRequested):
+            earlier = self._states[run_id].earlier[request.retry_of]
+            assert earlier is not None, "what does not exist is not retried"
+            return earlier.run.definition_id
         assert isinstance(request, RunRequested), "only a request is about a run that does not exist"
         return request.definition_id
 
     async def _record(self, state: RunState, run_id: UUID, decision: Decision) -> None:
         if decision.cancels_open_steps or decision.cancels_branches_of is not None:
             await self._cancel_open_steps(run_id, decision.cancels_branches_of)
-        if decision.run is not None:
+        if decision.takes_over is not None:
+            assert decision.run is not None, "there is one that takes over"
+            await self._uow.take_over(decision.run, decision.takes_over)
+            self._events[run_id].append(run_change(decision.run))
+        elif decision.run is not None:
             self._record_run(state, decision)
         for step in decision.steps:
             self._record_step(state.steps.get(step.step_id), step, decision.ended)
+        if decision.wakes is not None:
+            await self._uow.wake_branches(run_id, decision.wakes.id, self._moment.now)
         if decision.ended is not None:
             self._uow.add_ended_attempt(decision.ended)
         for send in decision.sends:

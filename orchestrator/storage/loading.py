@@ -4,13 +4,14 @@ Each function is one statement for all runs of the batch.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.state import FailedBranch, Line, LineKey, ReadyKey, RunState, RunValues, Wanted
+from orchestrator.engine.state import EarlierRun, FailedBranch, Line, LineKey, ReadyKey, RunState, RunValues, Wanted
 from orchestrator.storage.database import Connection
 from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
@@ -121,6 +122,15 @@ _RUN_VALUES: Final = """
     FROM runs WHERE id = ANY($1::uuid[])
 """
 
+# Of the steps that are nobody's branches, no more than one is open at a time.
+_EARLIER: Final = f"""
+    SELECT {RUN_COLUMNS}, r.error::text AS error, (
+        SELECT s.step_id FROM step_executions AS s
+        WHERE s.run_id = r.id AND s.parent_step_id IS NULL AND s.status = 'CANCELLED' LIMIT 1
+    ) AS interrupted
+    FROM runs AS r WHERE r.id = ANY($1::uuid[])
+"""  # noqa: S608
+
 LineId = tuple[UUID, str, int, int]  # run, block, first position, how many
 Keys = Mapping[UUID, Collection[str]]
 
@@ -166,6 +176,7 @@ class Loader:
         await self._waiting(states, {run: w.waiting for run, w in wanted.items() if w.waiting})
         await self._ready(states, {run: w.ready for run, w in wanted.items() if w.ready})
         await self._run_values(states, [run for run, w in wanted.items() if w.run_values])
+        await self._earlier(states, {run: w.earlier for run, w in wanted.items() if w.earlier})
 
     async def _steps(self, states: Mapping[UUID, RunState], steps: Keys) -> None:
         if not steps:
@@ -237,6 +248,17 @@ class Loader:
         for row in await self._connection.fetch(_RUN_VALUES, runs):
             values = RunValues(to_value(row["input"]), StoredJson(row["output"]), to_error(row["error"]))
             states[row["id"]].run_values = values
+
+    async def _earlier(self, states: Mapping[UUID, RunState], others: Mapping[UUID, Collection[UUID]]) -> None:
+        if not others:
+            return
+        ids = {run_id for some in others.values() for run_id in some}
+        found = {
+            row["run.id"]: EarlierRun(replace(to_run(row), error=to_error(row["error"])), row["interrupted"])
+            for row in await self._connection.fetch(_EARLIER, list(ids))
+        }
+        for run_id, some in others.items():
+            states[run_id].earlier.update({other: found.get(other) for other in some})
 
     def _put(self, states: Mapping[UUID, RunState], step: StepExecution, holder: str | None) -> None:
         state = states.get(step.run_id)

@@ -9,10 +9,12 @@ from uuid import UUID
 import asyncpg
 
 from messaging.crash_points import reach
+from orchestrator.engine.decision import TakeOver
 from orchestrator.engine.inputs import DueInput
+from orchestrator.engine.records import Run
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.errors import RunLocked
-from orchestrator.storage import dead_letters, definitions, due, gates, silent, timers, writes
+from orchestrator.storage import dead_letters, definitions, due, gates, silent, taking_over, timers, writes
 from orchestrator.storage.changes import Changes
 from orchestrator.storage.database import Connection, Database, is_locked_out
 from orchestrator.storage.dead_letters import NewDeadLetter, Selection
@@ -49,6 +51,14 @@ class PostgresSession:
     async def load_definition(self, definition_id: str) -> dict[str, Any]:
         """Return the document of a stored definition."""
         return await definitions.load_definition(self._connection, definition_id)
+
+    async def take_over(self, run: Run, what: TakeOver) -> None:
+        """Insert *run*, with the content of an earlier one that has ended, and what that has done."""
+        await taking_over.take_over(self._connection, run, what)
+
+    async def wake_branches(self, run_id: UUID, block_id: str, now: datetime) -> None:
+        """Let the branches of a block that wait be due, one after the other, a microsecond apart."""
+        await taking_over.wake_branches(self._connection, run_id, block_id, now)
 
     async def write(self, changes: Changes) -> None:
         """Write what was collected, each kind of change with one statement."""

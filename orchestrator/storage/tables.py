@@ -76,10 +76,12 @@ runs: Final = Table(
     _time("started_at"),
     _time("finished_at"),
     _time("due_at"),  # when the run counts as overdue
+    Column("retry_of", Uuid, ForeignKey("runs.id", ondelete="SET NULL")),  # the run that it has taken over from
     _one_of("status", RunStatus),
     Index(None, "created_at"),
     Index(None, "status", "created_at"),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    Index(None, "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
     Index(None, "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
 )
 

@@ -4,8 +4,8 @@
 way. Whatever order a distributed run takes, it must arrive at the same.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 from zlib import crc32
@@ -72,6 +72,14 @@ class Case:
     def is_certain(self) -> bool:
         """Whether every order leads to the same; not where a block goes on without some branches."""
         return all(_join(step).get("on_decided") != "cancel" for step in self.steps.values())
+
+    def once_more(self, kept: Collection[str]) -> "Case":
+        """Return the case of a run that is retried: agents succeed now, but for the steps that stay as they ended."""
+        return replace(
+            self,
+            behaviours={step_id: behaviour for step_id, behaviour in self.behaviours.items() if step_id in kept},
+            failing_first={step_id: times for step_id, times in self.failing_first.items() if step_id in kept},
+        )
 
     @property
     def workflow(self) -> Workflow:

@@ -111,7 +111,7 @@ def workers_are_told_once_of_each_block_that_was_cut_short_and_of_no_other(world
     cut_short = {
         str(step.parent_step_id)
         for step in world.rows.steps.values()
-        if step.status is StepStatus.CANCELLED and step.parent_step_id is not None
+        if step.status is StepStatus.CANCELLED and step.parent_step_id is not None and step.step_id not in world.kept
     }
     ended = {block_id for block_id in cut_short if world.rows.steps[block_id].status is not StepStatus.CANCELLED}
     assert told == sorted(ended)
@@ -128,10 +128,24 @@ def no_run_takes_too_long_before_its_time(world: World) -> None:
 def every_change_of_status_is_told(world: World) -> None:
     for step in world.rows.steps.values():
         told = world.told[step.step_id]
+        if not told and world.earlier is not None and (step.step_id in world.kept or step.status is StepStatus.PENDING):
+            continue  # what is taken over is not told of
         assert told[-1] == step.status
         assert sum(status.is_final for status in told) == step.status.is_final
         if step.status is StepStatus.COMPLETED and (step.agent_name is not None or step.branches is not None):
             assert StepStatus.RUNNING in told
+
+
+def what_was_completed_is_not_done_again(world: World) -> None:
+    if world.earlier is not None and world.rows.run is not None:
+        ended = {
+            step_id: (step.status, step.output, step.error, step.attempt)
+            for step_id, step in world.earlier.steps.items()
+            if step.status is StepStatus.COMPLETED
+        }
+        rows = {step_id: world.rows.steps[step_id] for step_id in ended}
+        assert {step_id: (it.status, it.output, it.error, it.attempt) for step_id, it in rows.items()} == ended
+        assert not world.tasks.keys() & world.kept
 
 
 def open_blocks(world: World) -> list[StepExecution]:
@@ -153,6 +167,7 @@ CHECKS: Sequence[Callable[[World], None]] = (
     workers_are_told_once_of_a_run_that_was_stopped_and_of_no_other,
     no_run_takes_too_long_before_its_time,
     every_change_of_status_is_told,
+    what_was_completed_is_not_done_again,
 )
 
 
@@ -209,6 +224,14 @@ class RunsInAnyOrder(RuleBasedStateMachine):
         self.world.now += timedelta(seconds=2 * LONG)
         self.world.deliver([RunOverdue(RUN), *(possible[name] for name in after)])
 
+    @precondition(lambda self: self.world.may_be_retried)
+    @rule(data=st.data(), reply=st.booleans(), twice=st.booleans(), they_fail_again=st.booleans())
+    def it_is_retried(self, data: st.DataObject, reply: bool, twice: bool, they_fail_again: bool) -> None:
+        it_ended_as_if_nothing_had_gone_wrong(self.world)
+        self.world = retried(self.world, they_fail_again=they_fail_again)
+        for _ in range(1 + twice):
+            self.world.deliver([self.world.retry(reply=reply)])
+
     @invariant()
     def all_is_well(self) -> None:
         for check in CHECKS:
@@ -223,6 +246,20 @@ class RunsInAnyOrder(RuleBasedStateMachine):
             it_ended_as_if_nothing_had_gone_wrong(self.world)
             everything_happens_once_more(self.world)
             self.all_is_well()
+            if self.world.may_be_retried:
+                self.world = retried(self.world, they_fail_again=False)
+                self.world.deliver([self.world.retry(reply=True)])
+                self.all_is_well()
+                self.world.finish()
+                self.all_is_well()
+                it_ended_as_if_nothing_had_gone_wrong(self.world)
+
+
+def retried(world: World, *, they_fail_again: bool) -> World:
+    """Return the world of the run that retries that of *world*; nothing has happened in it yet."""
+    again = World(world.case, world)
+    again.deliver([again.retry(reply=False)])  # tells what is kept
+    return World(world.case if they_fail_again else world.case.once_more(again.kept), world)
 
 
 def it_ended_as_if_nothing_had_gone_wrong(world: World) -> None:

@@ -12,6 +12,8 @@ class Operation(StrEnum):
     LOAD_DEFINITION = "load definition"
     WRITE = "write"
     CANCEL_OPEN_STEPS = "cancel open steps"
+    TAKE_OVER = "take over"
+    WAKE_BRANCHES = "wake branches"
     COMMIT = "commit"
 
     BEGIN_OUTBOX = "begin outbox"

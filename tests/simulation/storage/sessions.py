@@ -6,13 +6,15 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from orchestrator.engine.decision import TakeOver
+from orchestrator.engine.records import Run
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.errors import RunLocked
 from orchestrator.storage.changes import Changes, OutboxRow
 from orchestrator.storage.dead_letters import Undeliverable
 from orchestrator.storage.outbox import Postponed
 from orchestrator.storage.writes import CancelledStep
-from tests.simulation.storage import definitions, letters, writes
+from tests.simulation.storage import definitions, letters, taking_over, writes
 from tests.simulation.storage.locks import LockTimeout
 from tests.simulation.storage.looks import Looks
 from tests.simulation.storage.operations import Operation
@@ -97,6 +99,18 @@ class MemorySession:
             return writes.cancel_open_steps(self._connection.transaction, run_id, block_id, now)
 
         return await self._perform(Operation.CANCEL_OPEN_STEPS, work)
+
+    async def take_over(self, run: Run, what: TakeOver) -> None:
+        """Insert *run*, with the content of an earlier one that has ended, and what that has done."""
+        await self._perform(Operation.TAKE_OVER, lambda: taking_over.take_over(self._connection.transaction, run, what))
+
+    async def wake_branches(self, run_id: UUID, block_id: str, now: datetime) -> None:
+        """Let the branches of a block that wait be due, one after the other, a microsecond apart."""
+
+        async def work() -> None:
+            taking_over.wake_branches(self._connection.transaction, run_id, block_id, now)
+
+        await self._perform(Operation.WAKE_BRANCHES, work)
 
     async def _perform(self, operation: Operation, work: Callable[[], Awaitable[T]]) -> T:
         try:
