@@ -1,4 +1,4 @@
-"""`forkjoin runs`: list, show, watch, cancel."""
+"""`forkjoin runs`: list, show, watch, cancel, retry."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,6 +14,7 @@ from orchestrator.cli.databases import any_database, named_database
 from orchestrator.cli.following import show_until_end
 from orchestrator.cli.progress import progress
 from orchestrator.cli.requests import read_labels
+from orchestrator.cli.retry import retry
 from orchestrator.cli.terminal import FAILED, print_json, quiet_settings, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 app = typer.Typer(
-    help="Look at runs, and cancel them. Without FORKJOIN_DATABASE_URL: those that `forkjoin run` kept here.",
+    help="Look at runs, cancel and retry them. Without FORKJOIN_DATABASE_URL: those that `forkjoin run` kept here.",
     no_args_is_help=True,
 )
 
@@ -108,6 +109,9 @@ def cancel(
     with told():
         asyncio.run(_with_client(quiet_settings(), lambda client: client.cancel(run_id, reason)))
         typer.echo(f"asked for the cancellation of run {run_id}; `forkjoin runs show {run_id}` shows what came of it")
+
+
+app.command("retry")(retry)
 
 
 async def _watch(settings: Settings, run_id: UUID) -> RunStatus:

@@ -11,8 +11,8 @@ from orchestrator.settings import Settings
 
 COMMANDS = [
     "run", "submit", "validate", "schema", "serve", "migrate",
-    "runs list", "runs show", "runs watch", "runs cancel", "agents list", "workflows register", "workflows list",
-    "workflows show",
+    "runs list", "runs show", "runs watch", "runs cancel", "runs retry", "agents list", "workflows register",
+    "workflows list", "workflows show",
     "dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters drop",
 ]  # fmt: skip
 
