@@ -51,6 +51,11 @@ def entered(state: RunState, event: StepReached, plan: BlockPlan, now: datetime)
     One that is the first step of a branch behind a gate has a row already.
     """
     row = state.steps.get(plan.id) or new_block(event.run_id, plan, now)
+    around = state.steps.get(plan.block_id) if plan.block_id is not None else None
+    if around is not None and around.status.is_final:
+        # It was cut short since, by another branch that came first in this transaction.
+        unreached = () if row.status.is_final else (row.advanced(Trigger.CANCEL, finished_at=now),)
+        return Decision(Verdict.APPLIED, steps=unreached)
     before = state.steps[event.after] if event.after is not None else None
     if before is not None:
         row = row._replace(branch_due_at=before.branch_due_at)

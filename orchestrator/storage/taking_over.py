@@ -75,7 +75,7 @@ _TAKE_OVER_STEPS: Final = f"""
 
 # In their order, though many are due at once.
 _WAKE_BRANCHES: Final = """
-    UPDATE step_executions SET due_at = $3 + position * interval '1 microsecond'
+    UPDATE step_executions SET due_at = $3::timestamptz + position * interval '1 microsecond'
     WHERE run_id = $1 AND parent_step_id = $2 AND status = 'PENDING'
 """
 

@@ -327,3 +327,21 @@ def test_whoever_asks_twice_in_the_transaction_in_which_the_run_fails_is_told_th
     world.deliver([world.request(reply=True), world.request(reply=True)])
     assert [send.result.error is not None for send in world.results] == [True, True]
     whoever_asked_is_told_once_and_the_same(world)
+
+
+def test_a_block_that_is_cut_short_while_it_is_forked_enters_no_more_of_the_blocks_in_it() -> None:
+    broken = {"agent_name": "x", "input_mapping": {"x": BROKEN}}
+    steps = {
+        "n1": {"type": "parallel", "parallel_steps": ["i1", "i2"], "on_decided": "cancel"},
+        "i1": {"type": "parallel", "parallel_steps": ["a"]},
+        "i2": {"type": "parallel", "parallel_steps": ["b"]},
+        "a": broken,
+        "b": {"agent_name": "x"},
+    }
+    world = World(Case(steps, {}))
+    world.deliver([world.request(reply=True)])
+    statuses = {step_id: step.status for step_id, step in world.rows.steps.items()}
+    failed, cancelled = StepStatus.FAILED, StepStatus.CANCELLED
+    assert statuses == {"n1": failed, "i1": failed, "a": failed, "i2": cancelled}
+    for check in CHECKS:
+        check(world)
