@@ -128,7 +128,14 @@ step_executions: Final = Table(
     Index("uq_step_executions_task_id", "task_id", unique=True, postgresql_where=text("task_id IS NOT NULL")),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
     Index(None, "run_id", "parent_step_id", "position"),
-    Index("ix_step_executions_ready", "run_id", "parent_step_id", postgresql_where=text("ready_at IS NOT NULL")),
+    Index(
+        "ix_step_executions_ready",
+        "run_id",
+        "parent_step_id",
+        "ready_at",
+        "position",
+        postgresql_where=text("ready_at IS NOT NULL"),
+    ),
     # Rows change a few times each; room on the page keeps those changes off the indexes (HOT).
     postgresql_with={"fillfactor": "80"},
 )

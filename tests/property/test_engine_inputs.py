@@ -271,6 +271,5 @@ def check_repeated(event: ExternalInput, again: Decision) -> None:
 
 
 _ids = count(100)
-MOMENT = Moment(
-    NOW + timedelta(seconds=1), lambda: UUID(int=next(_ids)), lambda: 0.5
-)  # whatever was heard of came before
+_LATER = NOW + timedelta(seconds=1)  # whatever was heard of came before
+MOMENT = Moment(_LATER, lambda: UUID(int=next(_ids)), lambda: 0.5)

@@ -9,14 +9,25 @@ branch_labels = None
 depends_on = None
 
 
+READY = "ix_step_executions_ready"
+
+
 def upgrade() -> None:
-    """Say of a run which one it retries; those that retry a run are found by that."""
+    """Say of a run which one it retries. Of the branches that are ready many may be: find the first without the rest."""
     op.add_column("runs", sa.Column("retry_of", sa.Uuid(), nullable=True))
     op.create_foreign_key("runs_retry_of_fkey", "runs", "runs", ["retry_of"], ["id"], ondelete="SET NULL")
     op.create_index("ix_runs_retry_of", "runs", ["retry_of"], postgresql_where=sa.text("retry_of IS NOT NULL"))
+    op.drop_index(READY, table_name="step_executions")
+    _index_ready(["run_id", "parent_step_id", "ready_at", "position"])
 
 
 def downgrade() -> None:
     """Drop it; the runs stay, and go on."""
+    op.drop_index(READY, table_name="step_executions")
+    _index_ready(["run_id", "parent_step_id"])
     op.drop_index("ix_runs_retry_of", table_name="runs")
     op.drop_column("runs", "retry_of")
+
+
+def _index_ready(columns: list[str]) -> None:
+    op.create_index(READY, "step_executions", columns, postgresql_where=sa.text("ready_at IS NOT NULL"))
