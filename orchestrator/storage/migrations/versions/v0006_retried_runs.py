@@ -13,7 +13,7 @@ READY = "ix_step_executions_ready"
 
 
 def upgrade() -> None:
-    """Say of a run which one it retries. Of the branches that are ready many may be: find the first without the rest."""
+    """Say of a run which one it retries; find the first of many ready branches without looking at all of them."""
     op.add_column("runs", sa.Column("retry_of", sa.Uuid(), nullable=True))
     op.create_foreign_key("runs_retry_of_fkey", "runs", "runs", ["retry_of"], ["id"], ondelete="SET NULL")
     op.create_index("ix_runs_retry_of", "runs", ["retry_of"], postgresql_where=sa.text("retry_of IS NOT NULL"))
