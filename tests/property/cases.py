@@ -283,10 +283,8 @@ def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:
         elif branches:
             ids = [f"{name}{letter}" for letter in "abcde"[:branches]]
             steps |= {branch: {"agent_name": "x", **_edges(choices, ("on_failure",), later)} for branch in ids}
-            if branches >= 4 and choices.pick([False, True]):
-                inner = f"{name}x"
-                steps[inner] = _block(choices, ids[-2:])
-                ids = [*ids[:-3], inner, ids[-3]]
+            if branches >= 4:
+                ids = _with_blocks(choices, name, steps, ids)
             steps[name] = _block(choices, ids) | _edges(choices, ("next_step", "on_failure"), later)
         else:
             steps[name] = {"agent_name": "x", **_edges(choices, ("next_step", "on_failure"), later)}
@@ -305,6 +303,15 @@ def _retried(choices: Choices, step: dict[str, Any]) -> int:
     if attempts > 1:
         step["retry"] = {"max_attempts": attempts, "initial_interval_seconds": choices.pick([0, 3])}
     return int(choices.pick([0, 0, 1, attempts - 1, attempts]))
+
+
+def _with_blocks(choices: Choices, name: str, steps: dict[str, dict[str, Any]], ids: list[str]) -> list[str]:
+    """Put some of the branches into blocks of two, and return what the branches are then."""
+    inner = [f"{name}{letter}" for letter in "xy"[: choices.pick([0, 1, 1, 2])]]
+    for block in inner:
+        steps[block] = _block(choices, ids[-2:])
+        ids = ids[:-2]
+    return choices.shuffled([*ids, *inner])
 
 
 _ANSWERING = frozenset({Behaviour.COMPLETES, Behaviour.FAILS})
@@ -366,7 +373,7 @@ def _complete(choices: Choices, steps: Mapping[str, Any], name: str, behaviour: 
 
 
 def _node(name: str) -> str:
-    return name.rstrip("abcdex")
+    return name.rstrip("abcdexy")
 
 
 def _successors(steps: Mapping[str, Any], node: str) -> set[str]:
