@@ -22,8 +22,10 @@ _TAKE_OVER_RUN: Final = """
 
 # A step that is done again loses what it came to, and what it took. A block keeps the number of its branches; it has
 # been forked if any of them has a row, and then none waits in the line of its gate.
-_AGAIN: Final = ("worker_id", "output", "error", "queued_at", "started_at", "heartbeat_at", "finished_at")
-_ZERO_AGAIN: Final = ("attempt", "postponed", "branches_dispatched")
+_NULL_AGAIN: Final = (
+    "worker_id", "output", "error", "queued_at", "started_at", "heartbeat_at", "finished_at", "branch_due_at",
+)  # fmt: skip
+_ZERO_AGAIN: Final = ("attempt", "postponed", "branches_dispatched", "branches_ready")
 _AS_IT_IS: Final = (
     "step_id", "parent_step_id", "branch_name", "join_policy", "position", "ordinal", "agent_name", "input",
     "timeout_seconds", "queue_timeout_seconds", "heartbeat_timeout_seconds", "branch_timeout_seconds",
@@ -32,7 +34,7 @@ _AS_IT_IS: Final = (
 _COPIED: Final = {
     "run_id": "$1",
     **{name: name for name in _AS_IT_IS},
-    **{name: f"CASE WHEN NOT again THEN {name} END" for name in _AGAIN},
+    **{name: f"CASE WHEN NOT again THEN {name} END" for name in _NULL_AGAIN},
     **{name: f"CASE WHEN again THEN {name} * 0 ELSE {name} END" for name in _ZERO_AGAIN},  # null where it is no block
     "status": "CASE WHEN again THEN 'PENDING' ELSE status END",
     "created_at": "CASE WHEN again THEN $4 ELSE created_at END",

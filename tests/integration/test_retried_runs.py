@@ -333,15 +333,20 @@ async def command(system: System, message: Message, **fields: Any) -> None:
     await system.publish(topology.COMMANDS_QUEUE.name, encode(message), type=type(message).__name__, **fields)
 
 
-async def test_what_is_asked_for_together_happens_in_its_order(system: System, eventually: Eventually) -> None:
+async def test_what_is_asked_for_together_happens_in_its_order(system: System) -> None:
     work = Work(hanging="b0")
-    [replica] = [await system.start_replica()]
+    replica = await system.start_replica()
     await system.start_worker(work.named())
-    old, new = await system.submit(one_block(2, agent_name="works")), uuid4()
+    old, new, last = await system.submit(one_block(2, agent_name="works")), uuid4(), uuid4()
     await system.step_is(old, "b1", "COMPLETED")
     await system.end(replica, crash=False)
     work.heal()
-    messages = [CancelRun(run_id=old), RetryRun(run_id=old, new_run_id=new), CancelRun(run_id=new, reason="enough")]
+    messages = [
+        CancelRun(run_id=old),
+        RetryRun(run_id=old, new_run_id=new),
+        CancelRun(run_id=new, reason="enough"),
+        RetryRun(run_id=new, new_run_id=last),
+    ]
     queue = topology.COMMANDS_QUEUE.name
     await system.broker.publish(
         [OutgoingMessage("", queue, type(one).__name__, str(uuid4()), encode(one)) for one in messages]
@@ -349,6 +354,8 @@ async def test_what_is_asked_for_together_happens_in_its_order(system: System, e
     await system.start_replica()
     assert (await system.ended(old), await system.ended(new)) == ("CANCELLED", "CANCELLED")
     assert (await system.run_row(new))["error"]["message"] == "enough"
+    assert await system.ended(last) == "COMPLETED"
+    assert work.of(last) == {"b0": 1}
     await system.quiet()
 
 

@@ -129,7 +129,7 @@ async def test_the_branches_of_a_block_that_has_ended_before_are_taken_over_with
 
 
 async def test_a_block_at_which_it_stopped_waits_with_the_branches_that_have_not_completed(storage: Storage) -> None:
-    done = branch(OLD, 0, COMPLETED, task_id=uuid4(), output=1, **WORKED)
+    done = branch(OLD, 0, COMPLETED, task_id=uuid4(), output=1, branch_due_at=TIME, **WORKED)
     failed = branch(OLD, 1, FAILED, task_id=uuid4(), error=ERROR, postponed=0, branch_due_at=TIME, **WORKED)
     cancelled = branch(OLD, 2, CANCELLED, task_id=uuid4(), **WORKED)
     without_input = branch(OLD, 3, FAILED, error=BROKEN, finished_at=TIME)
