@@ -20,9 +20,8 @@ from schemas.stored_json import StoredJson
 
 # A run that somebody keeps locked for longer than replicas do ends the transaction (lock_not_available), rather than
 # all others. Without parameters several statements travel together: one round trip for all three.
-_BEGIN_AND_LOCK: Final = """
-    BEGIN; SET LOCAL lock_timeout = '1s'; SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE
-"""
+_BEGIN: Final = "BEGIN; SET LOCAL lock_timeout = '1s'; "
+_LOCK: Final = "SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE"
 
 # The first look, after the locks were granted: the runs, the steps of these tasks with their blocks, and for blocks
 # with a gate those who are next in line for the slots that are free, or will be when the ending attempts have ended.
@@ -135,9 +134,18 @@ LineId = tuple[UUID, str, int, int]  # run, block, first position, how many
 Keys = Mapping[UUID, Collection[str]]
 
 
-async def begin_and_lock(connection: Connection, ids: Collection[UUID]) -> None:
-    """Begin a transaction and lock the runs in the order of their ids."""
-    await connection.execute(_BEGIN_AND_LOCK.format(ids=", ".join(f"'{run_id}'" for run_id in ids)))
+async def begin_and_lock(connection: Connection, ids: Collection[UUID]) -> int:
+    """Begin a transaction and lock the runs in the order of their ids; return how many there are."""
+    return await lock(connection, ids, before=_BEGIN)
+
+
+async def lock(connection: Connection, ids: Collection[UUID], *, before: str = "") -> int:
+    """Lock the runs in the order of their ids; return how many there are.
+
+    One that came to be after the statement had begun, as while that waited for another, is not among them.
+    """
+    status = await connection.execute(before + _LOCK.format(ids=", ".join(f"'{run_id}'" for run_id in ids)))
+    return int(status.removeprefix("SELECT "))
 
 
 class Loader:

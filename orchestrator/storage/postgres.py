@@ -20,7 +20,7 @@ from orchestrator.storage.database import Connection, Database, is_locked_out
 from orchestrator.storage.dead_letters import NewDeadLetter, Selection
 from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
-from orchestrator.storage.loading import Loader, begin_and_lock
+from orchestrator.storage.loading import Loader, begin_and_lock, lock
 from orchestrator.storage.outbox import PostgresOutbox
 from orchestrator.storage.silent import Silence, SilentAttempt
 from orchestrator.storage.writes import CancelledStep
@@ -41,8 +41,13 @@ class PostgresSession:
 
     async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
         """Lock these runs in the order of their ids; return the database's time and a state for each."""
-        await begin_and_lock(self._connection, sorted(wanted))
-        return await self._loader.first_look(wanted)
+        locked = await begin_and_lock(self._connection, sorted(wanted))
+        while True:
+            now, states = await self._loader.first_look(wanted)
+            if sum(state.run is not None for state in states.values()) == locked:
+                return now, states
+            # What is seen and not locked may have changed by the time it is written.
+            locked = await lock(self._connection, sorted(wanted))
 
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
         """Bring what is wanted, except tasks and plans, into the states."""

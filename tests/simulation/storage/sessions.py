@@ -65,8 +65,11 @@ class MemorySession:
             transaction = self._connection.begin(LOCK_TIMEOUT)
             self._looks = looks = Looks(transaction)
             # What a SELECT … FOR UPDATE does not find when it begins it does not lock.
-            for run_id in sorted(run_id for run_id in wanted if transaction.run(run_id) is not None):
-                await transaction.lock("run", run_id)
+            locked: set[UUID] = set()
+            while new := sorted({run_id for run_id in wanted if transaction.run(run_id) is not None} - locked):
+                for run_id in new:
+                    await transaction.lock("run", run_id)
+                locked.update(new)
             return self._connection.clock(), looks.first(wanted)
 
         return await self._perform(Operation.FIRST_LOOK, work)
