@@ -6,7 +6,7 @@
 | orchestrator.tasks -> agent.<agent_name> | direct -> quorum per agent | AgentTask |
 | orchestrator.results -> orchestrator.results | topic, result.# -> quorum | AgentResult |
 | orchestrator.gates -> orchestrator.gate.<run>.<block> | direct -> classic, expires | branches of a limited block |
-| orchestrator.commands | quorum | CancelRun |
+| orchestrator.commands | quorum | CancelRun, RetryRun |
 | orchestrator.events | topic, run.<run_id> | RunEvent, for whoever binds a queue |
 | orchestrator.workers -> orchestrator.worker.<random> | direct -> exclusive | RunCancelled; questions between workers |
 | orchestrator.dead-letters | fanout -> quorum | what could not be processed |

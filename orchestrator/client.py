@@ -8,13 +8,13 @@ from messaging import topology
 from messaging.port import Broker, BrokerUnavailable, Consumer, OutgoingMessage, PublishOutcome, QueueMissing
 from orchestrator.errors import WrongUse
 from schemas.codec import decode, encode
-from schemas.messages import CancelRun, Message, RunEvent, RunRequest, RunResult
+from schemas.messages import CancelRun, Message, RetryRun, RunEvent, RunRequest, RunResult
 
 _RECEIVE = 500
 
 
 class Client:
-    """Submits runs, awaits and watches them, and cancels them."""
+    """Submits runs, awaits and watches them, cancels them, and retries them."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -34,13 +34,21 @@ class Client:
         command = CancelRun(run_id=run_id, reason=reason)
         await self._send(topology.DEFAULT_EXCHANGE, topology.COMMANDS_QUEUE.name, command)
 
-    async def run(self, request: RunRequest) -> RunResult:
-        """Publish a request and wait for its result; raises as `submit` does."""
-        assert request.run_id is not None, "a request that is awaited names its run"
+    async def retry(self, command: RetryRun) -> None:
+        """Ask for a new run that does again what another did not complete; raises as `submit` does."""
+        await self._send(topology.DEFAULT_EXCHANGE, topology.COMMANDS_QUEUE.name, command)
+
+    async def run(self, request: RunRequest | RetryRun) -> RunResult:
+        """Ask for a run, or for a retry of one, and wait for the result; raises as `submit` does."""
+        if isinstance(request, RunRequest):
+            run_id, exchange, key = request.run_id, topology.SUBMIT_EXCHANGE, topology.RUNS_KEY
+        else:
+            run_id, exchange, key = request.new_run_id, topology.DEFAULT_EXCHANGE, topology.COMMANDS_QUEUE.name
+        assert run_id is not None, "a request that is awaited names its run"
         queue = topology.reply_queue(uuid4().hex)  # of this call alone: others may await their results meanwhile
         replies = await self._broker.consume(queue, prefetch=1)
         try:
-            await self._send(topology.SUBMIT_EXCHANGE, topology.RUNS_KEY, request, queue.name, str(request.run_id))
+            await self._send(exchange, key, request, queue.name, str(run_id))
             delivery = (await replies.receive(1))[0]
             result = decode(RunResult, delivery.body)
             await replies.ack([delivery])

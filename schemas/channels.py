@@ -74,7 +74,7 @@ def _channels() -> JsonObject:
         ),
         "replies": {
             "address": None,
-            "description": "The queue that a RunRequest names in reply_to, through the default exchange.",
+            "description": "The queue that a RunRequest or a RetryRun names in reply_to, through the default exchange.",
             "messages": _messages("RunResult"),
         },
         "tasks": _routed(
@@ -93,7 +93,7 @@ def _channels() -> JsonObject:
             "Branches of a block with max_parallelism. For orchestrators only; its messages may change.",
             {**run, "block_id": {"description": "The id of a parallel step."}},
         ),
-        "commands": _queue("orchestrator.commands", "CancelRun", "Commands about runs."),
+        "commands": _queue("orchestrator.commands", "CancelRun RetryRun", "Commands about runs."),
         "cancellations": _routed(
             "cancelled",
             "orchestrator.workers",
@@ -153,6 +153,10 @@ def _operations() -> JsonObject:
         "dispatchTask": _send("tasks", "Hand an attempt to the workers of an agent."),
         "takeReport": _receive("reports", "Apply what a worker reports; repeated and late reports have no effect."),
         "cancelRun": _receive("commands", "Cancel a run; without effect on one that has ended."),
+        "retryRun": {
+            **_receive("commands", "Retry a run that has ended as a new one, or refuse that."),
+            "reply": reply,
+        },
         "tellCancellation": _send(
             "cancellations", "Tell the workers that nobody waits for a run, or for branches, any more."
         ),
@@ -178,7 +182,7 @@ def _operation(action: str, channel: str, summary: str, binding: JsonObject) -> 
 
 def _message(model: type[Message]) -> JsonObject:
     name = model.__name__
-    extra = _REQUEST_PROPERTIES if name == "RunRequest" else {}
+    extra = _REQUEST_PROPERTIES if name in {"RunRequest", "RetryRun"} else {}
     return {
         "name": name,
         "title": name,

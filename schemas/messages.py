@@ -98,7 +98,7 @@ class RunRequest(Message):
 
 
 class RunResult(Message):
-    """How a run ended, sent to the request's `reply_to`."""
+    """How a run ended, sent to the `reply_to` of whoever asked for it."""
 
     run_id: UUID | None
     status: ResultStatus
@@ -152,6 +152,16 @@ class CancelRun(Message):
     reason: Annotated[str, StringConstraints(max_length=2000)] | None = None
 
 
+class RetryRun(Message):
+    """Ask for a run that does again what another one, which has ended, did not complete, and takes over the rest.
+
+    The same `new_run_id` again is the same run.
+    """
+
+    run_id: UUID = Field(description="Of the run that failed or was cancelled; it stays as it is.")
+    new_run_id: UUID | None = Field(None, description="Chosen by clients that want to repeat a request safely.")
+
+
 class RunCancelled(Message):
     """Tell all workers that a run was cancelled. What they still do for it has no effect."""
 
@@ -192,6 +202,7 @@ MESSAGES: tuple[type[Message], ...] = (
     AgentTask,
     AgentResult,
     CancelRun,
+    RetryRun,
     RunCancelled,
     BranchesCancelled,
     RunEvent,

@@ -7,13 +7,14 @@ from rich.console import Console
 
 from orchestrator.cli.progress import Show, progress
 from orchestrator.client import Client
-from schemas.messages import RunEvent, RunRequest, RunResult
+from schemas.messages import RetryRun, RunEvent, RunRequest, RunResult
 
 
-async def follow(client: Client, request: RunRequest, console: Console) -> RunResult:
-    """Submit *request*, show its progress on *console*, and return its result."""
-    assert request.run_id is not None, "a request that is followed names its run"
-    async with client.events(request.run_id) as events:
+async def follow(client: Client, request: RunRequest | RetryRun, console: Console) -> RunResult:
+    """Ask for a run, show its progress on *console*, and return its result."""
+    run_id = request.run_id if isinstance(request, RunRequest) else request.new_run_id
+    assert run_id is not None, "a request that is followed names its run"
+    async with client.events(run_id) as events:
         with progress(console) as show:
             showing = asyncio.create_task(show_until_end(events, show))
             try:

@@ -1,4 +1,4 @@
-"""`forkjoin runs`: list, show, watch, cancel, prune."""
+"""`forkjoin runs`: list, show, watch, cancel, retry, prune."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -15,6 +15,7 @@ from orchestrator.cli.following import show_until_end
 from orchestrator.cli.progress import progress
 from orchestrator.cli.requests import read_labels
 from orchestrator.cli.retention import prune
+from orchestrator.cli.retry import retry
 from orchestrator.cli.terminal import FAILED, print_json, quiet_settings, stderr, told
 from orchestrator.client import Client
 from orchestrator.errors import WrongUse
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 app = typer.Typer(
-    help="Look at runs, and cancel them. Without FORKJOIN_DATABASE_URL: those that `forkjoin run` kept here.",
+    help="Look at runs, cancel and retry them. Without FORKJOIN_DATABASE_URL: those that `forkjoin run` kept here.",
     no_args_is_help=True,
 )
 
@@ -111,6 +112,9 @@ def cancel(
     with told():
         asyncio.run(_with_client(quiet_settings(), lambda client: client.cancel(run_id, reason)))
         typer.echo(f"asked for the cancellation of run {run_id}; `forkjoin runs show {run_id}` shows what came of it")
+
+
+app.command("retry")(retry)
 
 
 async def _watch(settings: Settings, run_id: UUID) -> RunStatus:

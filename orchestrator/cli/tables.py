@@ -109,6 +109,10 @@ def run_tree(details: RunDetails, waiting: Mapping[str, WaitingFor], *, all_bran
         f"workflow {escape(summary.workflow_id)} {escape(summary.workflow_version)}, "
         f"requested {summary.created_at:%Y-%m-%d %H:%M:%S} UTC"
     )
+    if summary.retry_of is not None:
+        _console.print(f"retry of {summary.retry_of}")
+    if summary.retried_as:
+        _console.print(f"retried as {', '.join(map(str, summary.retried_as))}")
     if details.error is not None:
         _console.print(f"[red]{escape(details.error.message)}[/red] \\[{details.error.code}]")
     tree = Tree("", hide_root=True)

@@ -22,6 +22,14 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A branch that was taken over from an earlier run waits for its block, which waits for a slot itself."""
+
+    block_id: str
+    kind: Literal["block"] = "block"
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Its attempt failed, and the next one starts later."""
 
@@ -92,7 +100,7 @@ class Branches:
     kind: Literal["branches"] = "branches"
 
 
-WaitingFor = Slot | Pause | AgentSlot | Sending | Queue | Worker | Attempt | Branches
+WaitingFor = Slot | Block | Pause | AgentSlot | Sending | Queue | Worker | Attempt | Branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,8 @@ def waiting_for(step: StepView, block: StepView | None, queues: Queues) -> Waiti
     if step.status is StepStatus.PENDING and step.due_at is not None:
         return Pause(step.attempt + 1, step.due_at)
     if step.status is StepStatus.PENDING and block is not None:
+        if block.status is StepStatus.PENDING:
+            return Block(block.step_id)
         return Slot(block.branches_dispatched or 0, block.max_parallelism or 0)
     if step.status is StepStatus.RUNNING:
         return _attempt(step)
@@ -138,6 +148,8 @@ def words(waiting: WaitingFor) -> str:
     match waiting:
         case Slot(taken, limit):
             return f"a slot of its gate ({taken} of {limit} taken)"
+        case Block(block_id):
+            return f"its block {block_id}, which waits itself"
         case Pause(attempt, at):
             return f"attempt {attempt}, at {_clock(at)}"
         case AgentSlot(agent_name, since, concurrency, rate):

@@ -54,23 +54,44 @@ def new_block(run_id: UUID, plan: ForkPlan, execution: str, around: str | None, 
 
 
 def entered(state: RunState, event: StepReached, plan: ForkPlan, now: datetime) -> Decision:
-    """Fork a block. One that is the first step of a branch behind a gate has a row already."""
+    """Fork a block, or go on with one that was taken over.
+
+    One that is the first step of a branch behind a gate has a row already.
+    """
     around = _plan_of(state).around(event.step_id)
     row = state.steps.get(event.step_id) or new_block(event.run_id, plan, event.step_id, around, now)
     before = state.steps[event.after] if event.after is not None else None
     if before is not None:
         row = row._replace(branch_due_at=before.branch_due_at)
     row = begun(row, now)
-    running = row.advanced(Trigger.START, started_at=now, due_at=within_branch(row, None))
+    running = row.advanced(Trigger.START, started_at=now, due_at=within_branch(row, None), ready_at=None)
+    counters = _counters(row)
+    if counters.is_taken_over:
+        return _gone_on(event, plan, running, counters)
     if isinstance(plan, BlockPlan):
         return Decision(Verdict.APPLIED, steps=(running,), fork=Fork(event.step_id))
     items = collected(plan, scope_of(state, event.step_id, plan.collection.reads))
     if isinstance(items, ErrorInfo):
         failed = running.advanced(Trigger.FAIL, error=items, finished_at=now, due_at=None)
         return Decision(Verdict.APPLIED, steps=(failed,), then=(StepEnded(event.run_id, event.step_id),))
-    counted = _counters(running)._replace(total=len(items), open=len(items))
+    counted = counters._replace(total=len(items), open=len(items))
     fork_ = Fork(event.step_id, items, plan.keeps_items)
     return Decision(Verdict.APPLIED, steps=(running._replace(branches=counted),), fork=fork_)
+
+
+def _gone_on(event: StepReached, plan: ForkPlan, running: StepExecution, counters: Branches) -> Decision:
+    """Go on with a block that was taken over from an earlier run: the branches that have not completed start again.
+
+    Behind a gate they stand in its line, in definition order, though nobody has tickets for them. Elsewhere they are
+    due, all at once, and the timers start them.
+    """
+    if _is_over(plan, counters):
+        return Decision(Verdict.APPLIED, steps=(running,), then=(BlockDrained(event.run_id, event.step_id),))
+    if not counters.is_gated:
+        return Decision(Verdict.APPLIED, steps=(running,), wakes=event.step_id)
+    in_line = running._replace(branches=counters._replace(passed=0))
+    then = (SlotsFree(event.run_id, event.step_id),)
+    return Decision(Verdict.APPLIED, steps=(in_line,), opens_gate=event.step_id, then=then)
 
 
 def fork(

@@ -51,7 +51,7 @@ def _asked(state: RunState, event: StepReached, plan: ConditionalPlan, now: date
     before = state.steps[event.after] if event.after is not None else None
     if before is not None:
         row = row._replace(branch_due_at=before.branch_due_at)
-    return begun(row, now).advanced(Trigger.START, started_at=now)
+    return begun(row, now).advanced(Trigger.START, started_at=now, due_at=None, ready_at=None)
 
 
 def _failed(asked: StepExecution, error: ErrorInfo, now: datetime) -> Decision:

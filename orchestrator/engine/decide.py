@@ -16,14 +16,15 @@ How a run moves:
 
 An attempt that failed may be followed by another: its step waits, and goes on with RetryDue (see `retries`). Where the
 rest of a block is not waited for, BlockDrained comes while branches are open, and cancels them. Where a loop stops
-after a failure, those that wait at its gate are cancelled, and LineClosed says how many.
+after a failure, those that wait at its gate are cancelled, and LineClosed says how many. RetryRequested starts a run in
+the middle: where an earlier one stopped, with what that has completed (see `retried`).
 
 Late and repeated inputs are normal and get a verdict; an exception from here means a bug.
 """
 
 from typing import assert_never
 
-from orchestrator.engine import block, gate, lifecycle, reports, silence
+from orchestrator.engine import block, gate, lifecycle, reports, retried, silence
 from orchestrator.engine.decision import Decision
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -34,6 +35,7 @@ from orchestrator.engine.inputs import (
     Input,
     LineClosed,
     RetryDue,
+    RetryRequested,
     RunOverdue,
     RunRequested,
     SlotsFree,
@@ -60,6 +62,8 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
             return lifecycle.request(state, event, moment.now)
         case CancelRequested():
             return lifecycle.cancel(state, event, moment.now)
+        case RetryRequested():
+            return retried.retry(state, event, moment.now)
         case TaskReported():
             return reports.task_reported(state, event.report, moment)
         case AttemptOverdue():

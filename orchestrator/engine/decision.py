@@ -94,18 +94,32 @@ class Join(NamedTuple):
     around: str | None  # the block in one of whose branches it is
 
 
+class TakeOver(NamedTuple):
+    """What a new run begins with: the steps of an earlier one, as they ended, but for where that one stopped.
+
+    Where that is a block, the block waits to be entered once more, with the branches that it has completed; the others
+    wait for that, and so do the blocks in them, each with what it has completed.
+    """
+
+    run_id: UUID  # of the earlier run
+    stopped_at: str
+
+
 class Decision(NamedTuple):
     """The answer to one input; everything in it is stored in one transaction, or nothing is."""
 
     verdict: Verdict
     code: str = ""  # why it was not applied; stable
     created_run: RunRequested | None = None  # insert `run` with this request's content
+    takes_over: TakeOver | None = None  # insert `run`, with what an earlier one has done
     run: Run | None = None  # its new version
     steps: tuple[StepExecution, ...] = ()  # new versions, or new rows
     ended: EndedAttempt | None = None  # goes into the history; its step waits for the next attempt
     sends: tuple[Send, ...] = ()
     fork: Fork | None = None
     join: Join | None = None
+    wakes: str | None = None  # the branches of this block that were taken over and wait are due now
+    opens_gate: str | None = None  # of this block, which is not forked
     cancels_open_steps: bool = False
     cancels_branches_of: str | None = None  # before anything else of this is written
     closes_line_of: str | None = None  # cancel those who wait at the gate of this block; LineClosed follows

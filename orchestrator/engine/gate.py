@@ -91,7 +91,8 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     if missing:
         return missing
     again = state.ready_again(block.step_id, ready) or ()
-    first_time = state.next_in_line(block.step_id, counters.passed, next_ones) or () if next_ones else ()
+    line = state.next_in_line(block.step_id, counters.passed, next_ones) or () if next_ones else ()
+    first_time = _up_to_broken(line)
     through = (*again, *first_time)
     sent = tuple(dispatched(step, now, new_id) for step in through if _has_task(step))
     broken = tuple(
@@ -101,14 +102,22 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     taken = counters._replace(
         dispatched=counters.dispatched + len(through),
         ready=counters.ready - len(again),
-        passed=_passed(counters, first_time, next_ones),
+        passed=_passed(counters, first_time, next_ones if len(first_time) == len(line) else len(first_time)),
     )
     return Decision(
         Verdict.APPLIED,
         steps=(block._replace(branches=taken), *sent, *broken),
         sends=tuple(SendTask(step) for step in sent),
-        then=(*entered, *(StepEnded(event.run_id, step.step_id) for step in broken)),
+        then=(*(StepEnded(event.run_id, step.step_id) for step in broken), *entered),
     )
+
+
+def _up_to_broken(line: Sequence[StepExecution]) -> Sequence[StepExecution]:
+    """Return the line up to the first that fails at once: whether the others still start is seen after that."""
+    for number, step in enumerate(line, 1):
+        if step.error is not None:
+            return line[:number]
+    return line
 
 
 def _has_task(step: StepExecution) -> bool:

@@ -116,6 +116,16 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryRequested:
+    """Someone asks for a run that does again what an earlier one has not completed, and takes over the rest."""
+
+    run_id: UUID  # of the new run
+    retry_of: UUID
+    request_digest: str
+    reply: ReplyAddress | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepReached:
     """The run goes on at this step, or a branch does, after a step of it."""
 
@@ -170,6 +180,7 @@ ExternalInput = (
     | TaskUndeliverable
     | TaskMissing
     | CancelRequested
+    | RetryRequested
 )
 FollowUp = StepReached | BlockForked | LineClosed | BlockDrained | StepEnded | SlotsFree
 Input = ExternalInput | FollowUp

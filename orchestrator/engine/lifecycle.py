@@ -11,8 +11,8 @@ from orchestrator.engine.attempt import dispatched, new_step
 from orchestrator.engine.block import branch_ended, entered, waiting_row
 from orchestrator.engine.conditional import chosen
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, Verdict
-from orchestrator.engine.inputs import CancelRequested, RunRequested, StepEnded, StepReached
-from orchestrator.engine.plan import AgentPlan, BlockPlan, ConditionalPlan, LoopPlan, StepPlan
+from orchestrator.engine.inputs import CancelRequested, RetryRequested, RunRequested, StepEnded, StepReached
+from orchestrator.engine.plan import AgentPlan, BlockPlan, ConditionalPlan, LoopPlan, Plan, StepPlan
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.sight import scope_of, wanted_by
 from orchestrator.engine.state import RunState, Wanted
@@ -24,21 +24,42 @@ from schemas.statuses import ResultStatus, RunStatus, StepStatus
 def request(state: RunState, event: RunRequested, now: datetime) -> Decision | Wanted:
     """Start a run, unless its id is taken: by the same request (the same run) or by another (a conflict)."""
     if state.run is not None:
-        return _requested_again(state, state.run, event)
-    run = Run(
-        id=event.run_id,
-        status=RunStatus.PENDING,
-        definition_id=event.definition_id,
-        request_digest=event.request_digest,
-        reply=event.reply,
-    ).advanced(Trigger.START, started_at=now)
+        return requested_again(state, state.run, event)
     missing = state.missing(Wanted(plan=True))
     if missing:
         return missing
     assert state.plan is not None
-    if state.plan.timeout_seconds is not None:
-        run = replace(run, due_at=now + timedelta(seconds=state.plan.timeout_seconds))
+    run = new_run(event, event.definition_id, state.plan, now)
     return Decision(Verdict.APPLIED, created_run=event, run=run, then=(StepReached(event.run_id, state.plan.start),))
+
+
+def new_run(event: RunRequested | RetryRequested, definition_id: str, plan: Plan, now: datetime) -> Run:
+    """Return the run that is asked for, as it starts."""
+    return Run(
+        id=event.run_id,
+        status=RunStatus.PENDING,
+        definition_id=definition_id,
+        request_digest=event.request_digest,
+        reply=event.reply,
+        due_at=now + timedelta(seconds=plan.timeout_seconds) if plan.timeout_seconds is not None else None,
+    ).advanced(Trigger.START, started_at=now)
+
+
+def requested_again(state: RunState, run: Run, event: RunRequested | RetryRequested) -> Decision | Wanted:
+    """Answer a request for a run that is there: it is the same request, or its id is taken."""
+    if run.request_digest != event.request_digest:
+        return Decision(Verdict.REJECTED, codes.RUN_ID_CONFLICT)
+    if event.reply is None:
+        return Decision(Verdict.DUPLICATE)
+    if not run.status.is_final:
+        # A client that lost its connection asks again, from a new reply queue.
+        return Decision(Verdict.DUPLICATE, run=replace(run, reply=event.reply))
+    missing = state.missing(Wanted(run_values=True))
+    if missing:
+        return missing
+    assert state.run_values is not None
+    known = replace(run, reply=event.reply, output=state.run_values.output, error=state.run_values.error)
+    return Decision(Verdict.DUPLICATE, sends=_reply(known))
 
 
 def cancel(state: RunState, event: CancelRequested, now: datetime) -> Decision:
@@ -79,6 +100,8 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
     if around is not None:
         # As the first step of its branch it may have waited at the gate, and another may have ended the block since.
         wanted = wanted._replace(steps=wanted.steps | {event.step_id, around})
+    elif state.run is not None and state.run.retry_of is not None:
+        wanted = wanted._replace(steps=wanted.steps | {event.step_id})  # it may have been taken over
     missing = state.missing(wanted)
     if missing:
         return missing
@@ -140,22 +163,6 @@ def _stopped(run: Run) -> Decision:
     """End a run with all that is open of it."""
     sends = (*_reply(run), SendCancellation(run.id))
     return Decision(Verdict.APPLIED, run=run, sends=sends, cancels_open_steps=True)
-
-
-def _requested_again(state: RunState, run: Run, event: RunRequested) -> Decision | Wanted:
-    if run.request_digest != event.request_digest:
-        return Decision(Verdict.REJECTED, codes.RUN_ID_CONFLICT)
-    if event.reply is None:
-        return Decision(Verdict.DUPLICATE)
-    if not run.status.is_final:
-        # A client that lost its connection asks again, from a new reply queue.
-        return Decision(Verdict.DUPLICATE, run=replace(run, reply=event.reply))
-    missing = state.missing(Wanted(run_values=True))
-    if missing:
-        return missing
-    assert state.run_values is not None
-    known = replace(run, reply=event.reply, output=state.run_values.output, error=state.run_values.error)
-    return Decision(Verdict.DUPLICATE, sends=_reply(known))
 
 
 def _agent_reached(

@@ -36,6 +36,7 @@ class Run:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     due_at: datetime | None = None  # when it counts as overdue
+    retry_of: UUID | None = None  # the run from which it has taken over what that had completed
     output: Any = None
     error: ErrorInfo | None = None
 
@@ -62,6 +63,11 @@ class Branches(NamedTuple):
     def is_gated(self) -> bool:
         """Whether the limit can ever hold a branch back."""
         return self.max_parallelism is not None and self.max_parallelism < self.total
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether a block that waits to be entered has rows for its branches already."""
+        return self.passed > 0
 
     @property
     def free_slots(self) -> int:

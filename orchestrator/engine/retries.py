@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched, within_branch
 from orchestrator.engine.decision import Decision, EndedAttempt, SendTask, Verdict
-from orchestrator.engine.inputs import SlotsFree
+from orchestrator.engine.inputs import SlotsFree, StepEnded, StepReached
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import LoopPlan, RetryPolicy
 from orchestrator.engine.records import StepExecution
@@ -103,12 +103,21 @@ def keeps_slot(state: RunState, block: StepExecution) -> bool:
 
 
 def start_next(state: RunState, step: StepExecution, moment: Moment) -> Decision:
-    """Start the next attempt, or let the step be ready where its block has no slot for it."""
+    """Start the next attempt, or let the step be ready where its block has no slot for it.
+
+    What was taken over from an earlier run waits in the same way: also a step that needs no worker, which is entered,
+    and one whose input cannot be made, as its error tells, which fails once more.
+    """
     block = state.steps[step.parent_step_id] if step.parent_step_id is not None else None
     if block is not None and block.branches is not None and block.branches.is_gated and not keeps_slot(state, block):
         # Handed on like any other slot: what is ready comes before the line.
         ready = step._replace(due_at=within_branch(step, None), ready_at=moment.now)
         counted = block._replace(branches=block.branches._replace(ready=block.branches.ready + 1))
         return Decision(Verdict.APPLIED, steps=(ready, counted), afterwards=SlotsFree(step.run_id, block.step_id))
+    if step.agent_name is None:
+        return Decision(Verdict.APPLIED, then=(StepReached(step.run_id, step.step_id),))
+    if step.error is not None:
+        failed = step.advanced(Trigger.FAIL, error=step.error, finished_at=moment.now, due_at=None)
+        return Decision(Verdict.APPLIED, steps=(failed,), then=(StepEnded(step.run_id, step.step_id),))
     queued = dispatched(step, moment.now, moment.new_id)
     return Decision(Verdict.APPLIED, steps=(queued,), sends=(SendTask(queued),))

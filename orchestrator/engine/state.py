@@ -53,6 +53,7 @@ class Wanted(NamedTuple):
     items: frozenset[ItemKey] = frozenset()
     plan: bool = False
     run_values: bool = False  # the run's input, output and error
+    earlier: frozenset[UUID] = frozenset()  # these other runs, which the caller has locked
 
     @classmethod
     def all_of(cls, many: Sequence["Wanted"]) -> "Wanted":
@@ -69,6 +70,7 @@ class Wanted(NamedTuple):
             frozenset().union(*(wanted.items for wanted in many)),
             any(wanted.plan for wanted in many),
             any(wanted.run_values for wanted in many),
+            frozenset().union(*(wanted.earlier for wanted in many)),
         )
 
     def __bool__(self) -> bool:
@@ -84,6 +86,14 @@ class FailedBranch:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierRun:
+    """Another run of the same definition, with its error, and the step that was open when it was stopped."""
+
+    run: Run
+    interrupted: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunValues:
     """The large columns of a run."""
 
@@ -94,7 +104,7 @@ class RunValues:
 
 def cancelled(step: StepExecution, now: datetime) -> StepExecution:
     """Return the row as it is once its run, or its block, goes on without it."""
-    return step.advanced(Trigger.CANCEL, finished_at=now, due_at=None, ready_at=None, error=None)
+    return step.advanced(Trigger.CANCEL, finished_at=now, due_at=None, ready_at=None)
 
 
 @dataclass(slots=True)
@@ -113,6 +123,7 @@ class RunState:
     items: dict[ItemKey, Any] = field(default_factory=dict)
     collections: dict[str, Sequence[Any]] = field(default_factory=dict)  # of loops that were entered just now
     run_values: RunValues | None = None
+    earlier: dict[UUID, EarlierRun | None] = field(default_factory=dict)
 
     def missing(self, wanted: Wanted) -> Wanted:
         """Return the part of *wanted* that is not known yet."""
@@ -127,6 +138,7 @@ class RunState:
             items=frozenset(key for key in wanted.items if key not in self.items and key[0] not in self.collections),
             plan=wanted.plan and self.plan is None,
             run_values=wanted.run_values and self.run_values is None,
+            earlier=frozenset(run_id for run_id in wanted.earlier if run_id not in self.earlier),
         )
 
     def outcome(self, execution: str) -> StepOutcome | None:

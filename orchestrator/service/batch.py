@@ -23,6 +23,7 @@ from orchestrator.engine.inputs import (
     ExternalInput,
     Input,
     LineClosed,
+    RetryRequested,
     RunRequested,
     SlotsFree,
     TaskMissing,
@@ -107,16 +108,29 @@ class Batch:
     async def run(self, inputs: Sequence[ExternalInput]) -> Committed:
         """Decide everything, and return what is left to do once the transaction is committed."""
         wanted: dict[UUID, list[Wanted]] = defaultdict(list)
+        turns: list[list[_Queued]] = [[]]
         spoken_of = {event.report.task_id for event in inputs if isinstance(event, TaskReported)}
         for index, event in enumerate(inputs):
             if isinstance(event, TaskMissing) and event.task_id in spoken_of:
                 # Its step comes with the report, and without the input that sending it again takes.
                 self._answers[index] = Answer(Verdict.STALE, codes.HEARD_FROM)
                 continue
-            self._queues[event.run_id].append(_Queued(event, index))
+            if isinstance(event, RetryRequested):
+                # It looks at another run, which is locked too, and must find what came before it decided.
+                wanted[event.retry_of].append(Wanted())
+                turns.append([])
+            turns[-1].append(_Queued(event, index))
             wanted[event.run_id].append(first_wanted(event))
         await self._first_look({run_id: Wanted.all_of(many) for run_id, many in wanted.items()})
         reach("transaction.locked", inputs)
+        for turn in turns:
+            await self._decide_all(turn)
+        self._flush_events()
+        return self._finish(len(inputs))
+
+    async def _decide_all(self, turn: Sequence[_Queued]) -> None:
+        for item in turn:
+            self._queues[item.event.run_id].append(item)
         while self._queues:
             stopped: dict[UUID, Wanted] = {}
             for run_id in list(self._queues):
@@ -124,8 +138,6 @@ class Batch:
                 if lacking is not None:
                     stopped[run_id] = lacking
             await self._load(stopped)
-        self._flush_events()
-        return self._finish(len(inputs))
 
     async def _first_look(self, wanted: Mapping[UUID, Wanted]) -> None:
         now, self._states = await self._uow.first_look(wanted)
@@ -178,16 +190,28 @@ class Batch:
         if run is not None:
             return run.definition_id
         request = self._queues[run_id][0].event
+        if isinstance(request, RetryRequested):
+            earlier = self._states[run_id].earlier[request.retry_of]
+            assert earlier is not None, "what does not exist is not retried"
+            return earlier.run.definition_id
         assert isinstance(request, RunRequested), "only a request is about a run that does not exist"
         return request.definition_id
 
     async def _record(self, state: RunState, run_id: UUID, decision: Decision) -> None:
         if decision.cancels_open_steps or decision.cancels_branches_of is not None:
             await self._cancel_open_steps(run_id, decision.cancels_branches_of)
-        if decision.run is not None:
+        if decision.takes_over is not None:
+            assert decision.run is not None, "there is one that takes over"
+            await self._uow.take_over(decision.run, decision.takes_over)
+            self._events[run_id].append(run_change(decision.run))
+        elif decision.run is not None:
             self._record_run(state, decision)
         for step in decision.steps:
             self._record_step(state.steps.get(step.step_id), step, decision.ended)
+        if decision.wakes is not None:
+            await self._uow.wake_branches(run_id, decision.wakes, self._moment.now)
+        if decision.opens_gate is not None:
+            self._open_gate(next(step for step in decision.steps if step.step_id == decision.opens_gate))
         if decision.ended is not None:
             self._uow.add_ended_attempt(decision.ended)
         for send in decision.sends:
@@ -255,8 +279,7 @@ class Batch:
         assert block is not None, "it has just been entered"
         assert block.branches is not None, "it is a block"
         if block.branches.is_gated:
-            assert block.branches.max_parallelism is not None
-            self._result.gates.append(self._uow.open_gate(run_id, block.step_id, block.branches.max_parallelism))
+            self._open_gate(block)
         if forking.keeps_items:
             for position, item in enumerate(forking.items or ()):
                 self._uow.keep_item(KeptItem(run_id, block.step_id, position, item))
@@ -269,6 +292,12 @@ class Batch:
                 self._send(run_id, send, {})
             await self._flush_if_full()
         return BlockForked(run_id, block.step_id, failed)
+
+    def _open_gate(self, block: StepExecution) -> None:
+        assert block.branches is not None, "it is a block"
+        assert block.branches.max_parallelism is not None, "it has a limit"
+        gate = self._uow.open_gate(block.run_id, block.step_id, block.branches.max_parallelism)
+        self._result.gates.append(gate)
 
     async def _flush_if_full(self) -> None:
         if self._uow.is_full:

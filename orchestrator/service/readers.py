@@ -1,14 +1,14 @@
-"""What the results queue and the commands queue hold."""
+"""What the results queue holds."""
 
 import structlog
 
 from messaging.port import DeadLetterReason, Delivery
-from orchestrator.engine.inputs import CancelRequested, ExternalInput, TaskReported
+from orchestrator.engine.inputs import ExternalInput, TaskReported
 from orchestrator.service.batch import Answer
 from orchestrator.service.intake import Item, Refused
 from schemas.codec import decode
 from schemas.errors import MessageRefused
-from schemas.messages import AgentResult, CancelRun
+from schemas.messages import AgentResult
 
 log = structlog.get_logger(__name__)
 
@@ -25,21 +25,6 @@ class ResultReader:
         if report.consumer_timeout is not None:
             _tell_of_timeout(report, report.consumer_timeout)
         return TaskReported(report)
-
-    async def answered(self, item: Item, answer: Answer) -> None:
-        """Nothing: the transaction said it all."""
-
-
-class CommandReader:
-    """Reads CancelRuns."""
-
-    async def read(self, delivery: Delivery) -> ExternalInput:
-        """Return what an operator asks for."""
-        try:
-            command = decode(CancelRun, delivery.body)
-        except MessageRefused as refused:
-            raise Refused(DeadLetterReason(refused.code, str(refused))) from refused
-        return CancelRequested(command.run_id, command.reason)
 
     async def answered(self, item: Item, answer: Answer) -> None:
         """Nothing: the transaction said it all."""

@@ -16,6 +16,7 @@ from messaging.health import Health, HealthBook
 from messaging.port import Broker, Consumer, ConsumerClosed
 from orchestrator.errors import RunLocked
 from orchestrator.service.agent_gates import AgentGates
+from orchestrator.service.commands import CommandReader
 from orchestrator.service.dead_letters import DeadLetterIntake
 from orchestrator.service.driver import Driver
 from orchestrator.service.gatekeeper import Gatekeeper
@@ -25,8 +26,9 @@ from orchestrator.service.lookout import Lookout
 from orchestrator.service.lost_tasks import LostTasks
 from orchestrator.service.notices import GateNotice
 from orchestrator.service.plans import PlanCache
-from orchestrator.service.readers import CommandReader, ResultReader
+from orchestrator.service.readers import ResultReader
 from orchestrator.service.reconciler import Reconciler
+from orchestrator.service.refusals import Refusals
 from orchestrator.service.relay import Relay
 from orchestrator.service.requests import RequestReader
 from orchestrator.service.timers import Timers
@@ -89,10 +91,11 @@ class Replica:
         self.driver.follow(self.relay.committed)
         self.driver.follow(self.agent_gates.committed)
         self.driver.follow(self.gatekeeper.tell_holders)
+        refusals = Refusals(broker)
         self.intakes = (
-            Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(storage, broker, plans)),
+            Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(storage, refusals, plans)),
             Intake(broker, topology.RESULTS_QUEUE, self.driver, ResultReader()),
-            Intake(broker, topology.COMMANDS_QUEUE, self.driver, CommandReader()),
+            Intake(broker, topology.COMMANDS_QUEUE, self.driver, CommandReader(refusals)),
         )
         self.lost_tasks = LostTasks(self.driver, silent_after=silent_after)
         self.dead_letters = DeadLetterIntake(storage, broker, self.lost_tasks)

@@ -7,42 +7,35 @@ where the body cannot even be read, the request goes to the dead letters.
 import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
-from uuid import UUID, uuid4, uuid5
 
-import structlog
-
-from messaging import topology
-from messaging.port import Broker, DeadLetterReason, Delivery, OutgoingMessage, PublishOutcome
+from messaging.port import DeadLetterReason, Delivery
 from orchestrator.engine import codes
 from orchestrator.engine.compilation import compile_plan
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import ExternalInput, RunRequested
-from orchestrator.engine.records import ReplyAddress
 from orchestrator.errors import UnknownWorkflow
 from orchestrator.service.batch import Answer
 from orchestrator.service.intake import Handled, Item, Refused
 from orchestrator.service.plans import PlanCache
+from orchestrator.service.refusals import Refusals
+from orchestrator.service.senders import reply_address, run_id_of
 from orchestrator.storage.definitions import definition_id, digest
 from orchestrator.storage.port import Storage
-from schemas.codec import decode, encode
+from schemas.codec import decode
 from schemas.errors import MessageRefused, WorkflowInvalid
-from schemas.messages import ErrorInfo, RunRequest, RunResult
-from schemas.statuses import ResultStatus
+from schemas.messages import ErrorInfo, RunRequest
 from schemas.validation import parse_workflow
 
-log = structlog.get_logger(__name__)
-
 LARGE_BODY: Final = 256 * 1024  # checked in a thread, so that leases and heartbeats go on meanwhile
-RUN_ID_NAMESPACE: Final = UUID("9f0f5a5e-5f0c-4f5b-9d5e-0c1c2f3b7a10")
 KNOWN_DEFINITIONS: Final = 10_000
 
 
 class RequestReader:
     """Reads RunRequests."""
 
-    def __init__(self, storage: Storage, broker: Broker, plans: PlanCache) -> None:
+    def __init__(self, storage: Storage, refusals: Refusals, plans: PlanCache) -> None:
         self._storage = storage
-        self._broker = broker
+        self._refusals = refusals
         self._plans = plans
         self._stored: dict[str, tuple[str, str]] = {}  # definitions that are in the database: their id and version
 
@@ -51,13 +44,13 @@ class RequestReader:
         try:
             request = decode(RunRequest, delivery.body)
         except MessageRefused as refused:
-            await self._reject(delivery, None, ErrorInfo(code=refused.code, message=str(refused)))
+            await self._refusals.tell(delivery, None, ErrorInfo(code=refused.code, message=str(refused)))
             raise Refused(DeadLetterReason(refused.code, str(refused))) from refused
-        run_id = request.run_id or _run_id_of(delivery)
+        run_id = request.run_id or run_id_of(delivery)
         try:
             definition, workflow_id, version = await self._definition(request, large=len(delivery.body) > LARGE_BODY)
         except (WorkflowInvalid, UnknownWorkflow) as error:
-            await self._refuse(delivery, run_id, _error(error))
+            await self._refusals.refuse(delivery, run_id, _error(error))
             raise Handled from error
         return RunRequested(
             run_id=run_id,
@@ -67,14 +60,14 @@ class RequestReader:
             request_digest=_request_digest(request, definition),
             input=request.input,
             labels=request.labels or {},
-            reply=ReplyAddress(delivery.reply_to, delivery.correlation_id) if delivery.reply_to else None,
+            reply=reply_address(delivery),
         )
 
     async def answered(self, item: Item, answer: Answer) -> None:
         """Tell the client of a conflict; everything else is told by the run itself."""
         if answer.verdict is Verdict.REJECTED and answer.code == codes.RUN_ID_CONFLICT:
             message = "there is a run with this run_id and another body: choose another id, or repeat the same request"
-            await self._refuse(item.delivery, item.event.run_id, ErrorInfo(code=answer.code, message=message))
+            await self._refusals.refuse(item.delivery, item.event.run_id, ErrorInfo(code=answer.code, message=message))
 
     async def _definition(self, request: RunRequest, *, large: bool) -> tuple[str, str, str]:
         if request.workflow is None:
@@ -107,43 +100,12 @@ class RequestReader:
             self._stored.clear()
         self._stored[identity] = known
 
-    async def _refuse(self, delivery: Delivery, run_id: UUID, error: ErrorInfo) -> None:
-        log.warning(
-            "A run was refused",
-            action="run_refused",
-            run_id=str(run_id),
-            code=error.code,
-            reason=error.message[:2000],
-        )
-        if not await self._reject(delivery, run_id, error):
-            raise Refused(DeadLetterReason(error.code, error.message))
-
-    async def _reject(self, delivery: Delivery, run_id: UUID | None, error: ErrorInfo) -> bool:
-        """Send the refusal to the client; return whether it was told."""
-        if not delivery.reply_to:
-            return False
-        result = RunResult(run_id=run_id, status=ResultStatus.REJECTED, output=None, error=error)
-        message = OutgoingMessage(
-            exchange=topology.DEFAULT_EXCHANGE,
-            routing_key=delivery.reply_to,
-            type=RunResult.__name__,
-            message_id=str(uuid4()),
-            body=encode(result),
-            correlation_id=delivery.correlation_id,
-        )
-        return (await self._broker.publish([message]))[0] is PublishOutcome.CONFIRMED
-
 
 def _request_digest(request: RunRequest, definition: str) -> str:
     # A workflow that is named, rather than given, may have a newer definition when the request is repeated.
     named = request.workflow_id is not None
     workflow = [request.workflow_id, request.workflow_version] if named else definition
     return digest([workflow, request.input, request.labels])
-
-
-def _run_id_of(delivery: Delivery) -> UUID:
-    """Return an id for a run whose client chose none; the same message delivered again gets the same id."""
-    return uuid5(RUN_ID_NAMESPACE, delivery.message_id) if delivery.message_id else uuid4()
 
 
 def _error(error: WorkflowInvalid | UnknownWorkflow) -> ErrorInfo:

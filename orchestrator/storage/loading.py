@@ -4,13 +4,24 @@ Each function is one statement for all runs of the batch.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.state import FailedBranch, ItemKey, Line, LineKey, ReadyKey, RunState, RunValues, Wanted
+from orchestrator.engine.state import (
+    EarlierRun,
+    FailedBranch,
+    ItemKey,
+    Line,
+    LineKey,
+    ReadyKey,
+    RunState,
+    RunValues,
+    Wanted,
+)
 from orchestrator.storage.database import Connection
 from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
@@ -19,9 +30,8 @@ from schemas.stored_json import StoredJson
 
 # A run that somebody keeps locked for longer than replicas do ends the transaction (lock_not_available), rather than
 # all others. Without parameters several statements travel together: one round trip for all three.
-_BEGIN_AND_LOCK: Final = """
-    BEGIN; SET LOCAL lock_timeout = '1s'; SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE
-"""
+_BEGIN: Final = "BEGIN; SET LOCAL lock_timeout = '1s'; "
+_LOCK: Final = "SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE"
 
 # The first look, after the locks were granted: the runs, the steps of these tasks with their blocks, and for blocks
 # with a gate those who are next in line for the slots that are free, or will be when the ending attempts have ended.
@@ -131,13 +141,31 @@ _RUN_VALUES: Final = """
     FROM runs WHERE id = ANY($1::uuid[])
 """
 
+# Of the steps that are nobody's branches, no more than one is open at a time.
+_EARLIER: Final = f"""
+    SELECT {RUN_COLUMNS}, r.error::text AS error, (
+        SELECT s.step_id FROM step_executions AS s
+        WHERE s.run_id = r.id AND s.parent_step_id IS NULL AND s.status = 'CANCELLED' LIMIT 1
+    ) AS interrupted
+    FROM runs AS r WHERE r.id = ANY($1::uuid[])
+"""  # noqa: S608
+
 LineId = tuple[UUID, str, int, int]  # run, block, first position, how many
 Keys = Mapping[UUID, Collection[str]]
 
 
-async def begin_and_lock(connection: Connection, ids: Collection[UUID]) -> None:
-    """Begin a transaction and lock the runs in the order of their ids."""
-    await connection.execute(_BEGIN_AND_LOCK.format(ids=", ".join(f"'{run_id}'" for run_id in ids)))
+async def begin_and_lock(connection: Connection, ids: Collection[UUID]) -> int:
+    """Begin a transaction and lock the runs in the order of their ids; return how many there are."""
+    return await lock(connection, ids, before=_BEGIN)
+
+
+async def lock(connection: Connection, ids: Collection[UUID], *, before: str = "") -> int:
+    """Lock the runs in the order of their ids; return how many there are.
+
+    One that came to be after the statement had begun, as while that waited for another, is not among them.
+    """
+    status = await connection.execute(before + _LOCK.format(ids=", ".join(f"'{run_id}'" for run_id in ids)))
+    return int(status.removeprefix("SELECT "))
 
 
 class Loader:
@@ -179,6 +207,7 @@ class Loader:
         await self._ready(states, {run: w.ready for run, w in wanted.items() if w.ready})
         await self._items(states, {run: w.items for run, w in wanted.items() if w.items})
         await self._run_values(states, [run for run, w in wanted.items() if w.run_values])
+        await self._earlier(states, {run: w.earlier for run, w in wanted.items() if w.earlier})
 
     async def _steps(self, states: Mapping[UUID, RunState], steps: Keys) -> None:
         if not steps:
@@ -257,6 +286,17 @@ class Loader:
         for row in await self._connection.fetch(_RUN_VALUES, runs):
             values = RunValues(to_value(row["input"]), StoredJson(row["output"]), to_error(row["error"]))
             states[row["id"]].run_values = values
+
+    async def _earlier(self, states: Mapping[UUID, RunState], others: Mapping[UUID, Collection[UUID]]) -> None:
+        if not others:
+            return
+        ids = {run_id for some in others.values() for run_id in some}
+        found = {
+            row["run.id"]: EarlierRun(replace(to_run(row), error=to_error(row["error"])), row["interrupted"])
+            for row in await self._connection.fetch(_EARLIER, list(ids))
+        }
+        for run_id, some in others.items():
+            states[run_id].earlier.update({other: found.get(other) for other in some})
 
     def _put(self, states: Mapping[UUID, RunState], step: StepExecution, holder: str | None) -> None:
         state = states.get(step.run_id)

@@ -10,7 +10,9 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from orchestrator.engine.decision import TakeOver
 from orchestrator.engine.inputs import DueInput
+from orchestrator.engine.records import Run
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage.agent_limits import LetThrough
 from orchestrator.storage.changes import Changes, OutboxRow
@@ -49,6 +51,18 @@ class Session(Protocol):
 
     async def load_definition(self, definition_id: str) -> dict[str, Any]:
         """Return the document of a stored definition."""
+
+    async def take_over(self, run: Run, what: TakeOver) -> None:
+        """Insert *run*, with the content of an earlier one that has ended, and what that has done.
+
+        Steps are taken over as they ended, without their tasks. Not so where the earlier run stopped, which is left out
+        unless it is a block; that waits, and so do its branches that have not completed, at the step that did not, and
+        the blocks among those likewise. They have no due time yet; their counters count them as open. An agent step
+        that failed for want of an input stays as it is.
+        """
+
+    async def wake_branches(self, run_id: UUID, block_id: str, now: datetime) -> None:
+        """Let the branches of a block that wait be due, one after the other, a microsecond apart."""
 
     async def write(self, changes: Changes) -> None:
         """Write what was collected."""

@@ -9,17 +9,29 @@ from uuid import UUID
 import asyncpg
 
 from messaging.crash_points import reach
+from orchestrator.engine.decision import TakeOver
 from orchestrator.engine.inputs import DueInput
+from orchestrator.engine.records import Run
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.errors import RunLocked
-from orchestrator.storage import agent_limits, dead_letters, definitions, due, gates, silent, timers, writes
+from orchestrator.storage import (
+    agent_limits,
+    dead_letters,
+    definitions,
+    due,
+    gates,
+    silent,
+    taking_over,
+    timers,
+    writes,
+)
 from orchestrator.storage.agent_limits import LetThrough
 from orchestrator.storage.changes import Changes
 from orchestrator.storage.database import Connection, Database, is_locked_out
 from orchestrator.storage.dead_letters import NewDeadLetter, Selection
 from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
-from orchestrator.storage.loading import Loader, begin_and_lock
+from orchestrator.storage.loading import Loader, begin_and_lock, lock
 from orchestrator.storage.outbox import PostgresOutbox
 from orchestrator.storage.silent import Silence, SilentAttempt
 from orchestrator.storage.writes import CancelledStep
@@ -45,8 +57,13 @@ class PostgresSession:
 
     async def first_look(self, wanted: Mapping[UUID, Wanted]) -> tuple[datetime, dict[UUID, RunState]]:
         """Lock these runs in the order of their ids; return the database's time and a state for each."""
-        await begin_and_lock(self._connection, sorted(wanted))
-        return await self._loader.first_look(wanted)
+        locked = await begin_and_lock(self._connection, sorted(wanted))
+        while True:
+            now, states = await self._loader.first_look(wanted)
+            if sum(state.run is not None for state in states.values()) == locked:
+                return now, states
+            # What is seen and not locked may have changed by the time it is written.
+            locked = await lock(self._connection, sorted(wanted))
 
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
         """Bring what is wanted, except tasks and plans, into the states."""
@@ -55,6 +72,14 @@ class PostgresSession:
     async def load_definition(self, definition_id: str) -> dict[str, Any]:
         """Return the document of a stored definition."""
         return await definitions.load_definition(self._connection, definition_id)
+
+    async def take_over(self, run: Run, what: TakeOver) -> None:
+        """Insert *run*, with the content of an earlier one that has ended, and what that has done."""
+        await taking_over.take_over(self._connection, run, what)
+
+    async def wake_branches(self, run_id: UUID, block_id: str, now: datetime) -> None:
+        """Let the branches of a block that wait be due, one after the other, a microsecond apart."""
+        await taking_over.wake_branches(self._connection, run_id, block_id, now)
 
     async def write(self, changes: Changes) -> None:
         """Write what was collected, each kind of change with one statement."""

@@ -13,19 +13,22 @@ from orchestrator.storage.rows import to_error, to_value
 from schemas.messages import ErrorInfo
 from schemas.statuses import JoinPolicy, RunStatus, StepStatus
 
-_RUNS: Final = """
-    SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at
-    FROM runs
+_SUMMARY: Final = """r.id, r.workflow_id, r.workflow_version, r.status, r.labels, r.created_at, r.started_at,
+        r.finished_at, r.retry_of,
+        ARRAY(SELECT id FROM runs WHERE retry_of = r.id ORDER BY created_at, id) AS retried_as"""
+_RUNS: Final = f"""
+    SELECT {_SUMMARY}
+    FROM runs AS r
     WHERE ($1::text IS NULL OR status = $1)
         AND ($2::text IS NULL OR workflow_id = $2)
         AND ($3::jsonb IS NULL OR labels @> $3)
     ORDER BY created_at DESC, id LIMIT $4
-"""
-_RUN: Final = """
-    SELECT id, workflow_id, workflow_version, status, labels, created_at, started_at, finished_at,
-           input::text AS input, output::text AS output, error::text AS error
-    FROM runs WHERE id = $1
-"""
+"""  # noqa: S608 - only our own column list is put in
+_RUN: Final = f"""
+    SELECT {_SUMMARY},
+        input::text AS input, output::text AS output, error::text AS error
+    FROM runs AS r WHERE id = $1
+"""  # noqa: S608
 _STEPS: Final = """
     SELECT s.step_id, s.parent_step_id, s.branch_name, s.join_policy, s.status, s.agent_name, s.attempt, s.worker_id,
            s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched,
@@ -70,6 +73,8 @@ class RunSummary:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    retry_of: UUID | None = None  # the run from which it has taken over what that had completed
+    retried_as: Sequence[UUID] = ()  # the runs that have taken over from it, the oldest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +173,8 @@ def _summary(row: Row) -> RunSummary:
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
+        retry_of=row["retry_of"],
+        retried_as=row["retried_as"],
     )
 
 

@@ -18,7 +18,8 @@ STEP_COLUMNS: Final = """
 RUN_COLUMNS: Final = """
     r.id AS "run.id", r.status AS "run.status", r.definition_id AS "run.definition_id",
     r.request_digest AS "run.request_digest", r.reply_to AS "run.reply_to", r.correlation_id AS "run.correlation_id",
-    r.started_at AS "run.started_at", r.finished_at AS "run.finished_at", r.due_at AS "run.due_at"
+    r.started_at AS "run.started_at", r.finished_at AS "run.finished_at", r.due_at AS "run.due_at",
+    r.retry_of AS "run.retry_of"
 """
 
 
@@ -67,6 +68,7 @@ def to_run(row: Row) -> Run:
         started_at=row["run.started_at"],
         finished_at=row["run.finished_at"],
         due_at=row["run.due_at"],
+        retry_of=row["run.retry_of"],
     )
 
 

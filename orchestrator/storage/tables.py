@@ -76,11 +76,13 @@ runs: Final = Table(
     _time("started_at"),
     _time("finished_at"),
     _time("due_at"),  # when the run counts as overdue
+    Column("retry_of", Uuid, ForeignKey("runs.id", ondelete="SET NULL")),  # the run that it has taken over from
     _one_of("status", RunStatus),
     Index(None, "created_at"),
     Index(None, "status", "created_at"),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
     Index(None, "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    Index(None, "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
     Index(None, "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
 )
 
@@ -127,7 +129,14 @@ step_executions: Final = Table(
     Index("uq_step_executions_task_id", "task_id", unique=True, postgresql_where=text("task_id IS NOT NULL")),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
     Index(None, "run_id", "parent_step_id", "position"),
-    Index("ix_step_executions_ready", "run_id", "parent_step_id", postgresql_where=text("ready_at IS NOT NULL")),
+    Index(
+        "ix_step_executions_ready",
+        "run_id",
+        "parent_step_id",
+        "ready_at",
+        "position",
+        postgresql_where=text("ready_at IS NOT NULL"),
+    ),
     # Rows change a few times each; room on the page keeps those changes off the indexes (HOT).
     postgresql_with={"fillfactor": "80"},
 )

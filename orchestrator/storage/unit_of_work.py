@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator.engine.decision import EndedAttempt, Join
+from orchestrator.engine.decision import EndedAttempt, Join, TakeOver
 from orchestrator.engine.inputs import RunRequested
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
@@ -62,10 +62,10 @@ class UnitOfWork:
     async def load(self, states: Mapping[UUID, RunState], wanted: Mapping[UUID, Wanted]) -> None:
         """Bring what is wanted (except tasks and plans) into the states.
 
-        Outcomes, failures, errors and who is ready may have been decided in this very transaction, so those wants flush
-        it first. Everything else is about rows that it has not touched.
+        Outcomes, failures, errors, who is ready and how another run ended may have been decided in this very
+        transaction, so those wants flush it first. Everything else is about rows that it has not touched.
         """
-        if any(some.outcomes or some.failures or some.errors or some.ready for some in wanted.values()):
+        if any(some.outcomes or some.failures or some.errors or some.ready or some.earlier for some in wanted.values()):
             await self.flush()
         await self._written()
         await self._session.load(states, wanted)
@@ -130,6 +130,16 @@ class UnitOfWork:
         """Cancel those who wait at a block's gate, from a position on; return what that was."""
         await self.flush()
         return await self._session.close_line(run_id, block_id, first, now)
+
+    async def take_over(self, run: Run, what: TakeOver) -> None:
+        """Insert *run* with what an earlier one has done; what was decided before about that one is seen."""
+        await self.flush()
+        await self._session.take_over(run, what)
+
+    async def wake_branches(self, run_id: UUID, block_id: str, now: datetime) -> None:
+        """Let the branches of a block that wait be due now."""
+        await self.flush()
+        await self._session.wake_branches(run_id, block_id, now)
 
     async def flush(self) -> None:
         """Write what was collected."""

@@ -159,7 +159,8 @@ _WRITE: Final[Mapping[_Kind, Callable[[int], str]]] = {
 # The join. The outputs never leave the database: they are put together here, in the order of the definition. The last
 # step of a branch that has run tells what it came to.
 _BRANCHES: Final = """
-    SELECT DISTINCT ON (s.position) s.position, s.branch_name AS name, s.status, s.error::text AS error,
+    SELECT DISTINCT ON (s.position) s.position, s.branch_name AS name, s.status,
+        CASE WHEN s.status = 'FAILED' THEN s.error::text END AS error,
         CASE WHEN s.status = 'COMPLETED' THEN s.output::text END AS output
     FROM step_executions AS s
     WHERE s.run_id = block.run_id AND s.parent_step_id = block.step_id AND s.status <> 'SKIPPED'
@@ -197,7 +198,7 @@ _CANCEL_OPEN_STEPS: Final = """
         SELECT s.step_id FROM blocks JOIN step_executions AS s ON s.run_id = $1 AND s.parent_step_id = blocks.block_id
         WHERE s.branches_total IS NOT NULL
     ), cancelled AS (
-        UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL, error = NULL,
+        UPDATE step_executions SET status = 'CANCELLED', finished_at = $2, due_at = NULL, ready_at = NULL,
             branches_open = branches_open * 0, branches_dispatched = branches_dispatched * 0,
             branches_ready = branches_ready * 0  -- null where it is no block
         WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
@@ -210,7 +211,7 @@ _CANCEL_OPEN_STEPS: Final = """
     SELECT step_id, parent_step_id, branch_name, attempt FROM cancelled
 """
 _CLOSE_LINE: Final = """
-    UPDATE step_executions SET status = 'CANCELLED', finished_at = $4, error = NULL
+    UPDATE step_executions SET status = 'CANCELLED', finished_at = $4
     WHERE run_id = $1 AND parent_step_id = $2 AND position >= $3 AND status = 'PENDING'
     RETURNING step_id, parent_step_id, branch_name, attempt
 """

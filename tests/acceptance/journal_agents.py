@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from agent_worker import AgentContext, AgentRegistry
@@ -30,6 +31,14 @@ async def echo(task: dict[str, Any]) -> dict[str, Any]:
 def fail(task: dict[str, Any]) -> None:
     """Raise with the message that the input gives."""
     raise ValueError(task["message"])
+
+
+@agents.agent("read")
+def read(task: dict[str, Any], context: AgentContext) -> dict[str, Any]:
+    """Return what is in the file that the input names; fail as long as there is none."""
+    start = time.monotonic()
+    _write_down(context, start)
+    return {"text": Path(task["path"]).read_text()}
 
 
 def _write_down(context: AgentContext, start: float) -> None:

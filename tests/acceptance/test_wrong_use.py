@@ -43,7 +43,7 @@ def test_a_workflow_that_names_agents_that_are_not_there_is_not_started(alone: A
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "forkjoin: the workflow names agents that the registry lacks: editor; it has: echo, fail, nap\n"
+        "forkjoin: the workflow names agents that the registry lacks: editor; it has: echo, fail, nap, read\n"
     )
 
 

@@ -48,7 +48,14 @@ TWO_BLOCKS = Expected(
     limits={"gated": LIMIT},
     executed=[*GATED, "c0", "c2", "last"],
 )
+LONG = ["l0", "l1", "l2", "l3"]
 CANCELLED = Expected(status="CANCELLED", steps=None, limits={"long": 1})
+RETRIED = Expected(
+    status="COMPLETED",
+    output={name: {"n": name} for name in LONG},
+    steps=dict.fromkeys(["long", *LONG], "COMPLETED"),
+    limits={"long": 1},
+)
 
 
 @dataclass
@@ -88,12 +95,20 @@ class Sweep:
         """Ask for a run of both blocks."""
         self.submit(two_blocks(self.seconds), TWO_BLOCKS)
 
-    def submit_cancelled(self) -> None:
+    def submit_cancelled(self) -> str:
         """Ask for a run that `poll` cancels as soon as it is under way."""
-        block = {"type": "parallel", "parallel_steps": ["l0", "l1", "l2", "l3"], "max_parallelism": 1}
-        steps = {"long": block, **{name: nap(name, 1.0) for name in block["parallel_steps"]}}
+        block = {"type": "parallel", "parallel_steps": LONG, "max_parallelism": 1}
+        steps = {"long": block, **{name: nap(name, 1.0) for name in LONG}}
         run_id = self.submit({"name": "cancelled", "start_step": "long", "steps": steps}, CANCELLED)
         self._to_cancel.append(run_id)
+        return run_id
+
+    def retry(self, run_id: str) -> None:
+        """Ask for a retry of a run that was cancelled, with a reply."""
+        new = str(uuid.uuid4())
+        self.expected[new] = RETRIED
+        command = json.dumps({"version": 1, "run_id": run_id, "new_run_id": new}).encode()
+        self.publish("orchestrator.commands", command, type="RetryRun", reply_to=REPLIES, correlation_id=new)
 
     def submit_garbage(self) -> None:
         """Send what nobody can read."""

@@ -161,6 +161,21 @@ def test_the_death_of_a_replica_that_has_found_an_overdue_attempt_does_no_harm(s
     assert_recovered(sweep)
 
 
+@pytest.mark.parametrize("point", ["transaction.locked", "transaction.written", "transaction.committed"])
+def test_the_death_of_a_replica_that_retries_a_run_does_no_harm(sweep: Sweep, point: CrashPoint) -> None:
+    sweep.workers(2)
+    [armed] = sweep.replicas(1, fault=f"{point}:RetryRequested", number=1)
+    cancelled = sweep.submit_cancelled()
+    wait_until(sweep.all_sent, PATIENCE, lambda: "the run to cancel is not under way")
+    wait_until(lambda: is_over(sweep), PATIENCE, lambda: "the run is not cancelled")
+    sweep.retry(cancelled)
+    wait_until(lambda: died(armed), PATIENCE, lambda: "nobody retried the run")
+
+    sweep.let_time_pass()
+    sweep.replicas(2)
+    assert_recovered(sweep)
+
+
 @pytest.mark.parametrize("point", ["reconciler.missing_found", "reconciler.sent_again"])
 def test_the_death_of_a_replica_that_sends_swallowed_tasks_again_does_no_harm(sweep: Sweep, point: CrashPoint) -> None:
     sweep.environment["FORKJOIN_SILENT_AFTER"] = "0.3"

@@ -19,7 +19,7 @@ from orchestrator.service.replica import Replica
 from orchestrator.storage.database import Database
 from orchestrator.storage.postgres import PostgresStorage
 from schemas.codec import encode
-from schemas.messages import AgentResult, CancelRun, RunRequest, RunResult
+from schemas.messages import AgentResult, CancelRun, RetryRun, RunRequest, RunResult
 from schemas.statuses import ReportStatus
 from tests.integration.replicas import Brokers, RunningReplica, start
 from tests.services.waiting import eventually
@@ -95,6 +95,14 @@ class System:
         """Submit a run and return its result; *document* is a workflow, or None where *fields* name one."""
         async with asyncio.timeout(seconds):
             return await self.client.run(_request(document, input, fields))
+
+    async def retry(
+        self, run_id: UUID | None, *, new_run_id: UUID | None = None, seconds: float = SECONDS
+    ) -> RunResult:
+        """Retry a run, and return the result of the new one."""
+        assert run_id is not None, "a run that was refused is not retried"
+        async with asyncio.timeout(seconds):
+            return await self.client.run(RetryRun(run_id=run_id, new_run_id=new_run_id or uuid4()))
 
     async def submit(self, document: Any, input: Any = None, **fields: Any) -> UUID:
         """Submit a run and return its id."""

@@ -5,11 +5,12 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from orchestrator.engine.inputs import SlotsFree, TaskMissing, TaskReported
+from orchestrator.engine.inputs import CancelRequested, RetryRequested, SlotsFree, TaskMissing, TaskReported
 from orchestrator.storage.database import Database
 from schemas.messages import AgentResult
 from schemas.statuses import ReportStatus, ResultStatus
@@ -90,6 +91,27 @@ async def test_a_join_costs_the_same_statements_whatever_the_number_of_branches(
         await driver.drive([event])
         counts[branches] = await counter.count(driver.drive(await reports(database, event.run_id, branches)))
     assert len(set(counts.values())) == 1, counts
+
+
+async def test_a_retry_costs_the_same_statements_whatever_the_number_of_branches(
+    database: Database, counter: Counter
+) -> None:
+    driver = driver_without_relay(database)
+    counts = {}
+    for branches in (2, 20, 2_000):
+        event = await requested(database, one_block(branches))
+        await driver.drive([event])
+        await driver.drive(await reports(database, event.run_id, 1))
+        await driver.drive([CancelRequested(event.run_id, None)])
+        retry = RetryRequested(uuid4(), event.run_id, "digest", None)
+        counts[branches] = await counter.count(driver.drive([retry]))
+        async with database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT status, count(*) FROM step_executions WHERE run_id = $1 GROUP BY status", retry.run_id
+            )
+        assert {tuple(row) for row in rows} == {("RUNNING", 1), ("COMPLETED", 1), ("PENDING", branches - 1)}
+    assert len(set(counts.values())) == 1, counts
+    assert counts[2] <= 12, counter.statements
 
 
 async def test_a_block_of_ten_thousand_branches_completes(system: System) -> None:

@@ -1,7 +1,7 @@
 """Random workflows whose agents do what is written beside them."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 from zlib import crc32
@@ -78,6 +78,15 @@ class Case:
         """Whether every order leads to the same; not where a block goes on without some branches."""
         return all(
             _join(step).get("on_decided") != "cancel" and not _stops_anywhere(step) for step in self.steps.values()
+        )
+
+    def once_more(self, kept: Collection[str]) -> "Case":
+        """Return the case of a run that is retried: agents succeed now, but for the steps that stay as they ended."""
+        steps = {step_of(execution) for execution in kept}
+        return replace(
+            self,
+            behaviours={step_id: behaviour for step_id, behaviour in self.behaviours.items() if step_id in steps},
+            failing_first={step_id: times for step_id, times in self.failing_first.items() if step_id in steps},
         )
 
     @property
@@ -230,10 +239,8 @@ def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:
         elif branches:
             ids = [f"{name}{letter}" for letter in "abcde"[:branches]]
             steps |= {branch: {"agent_name": "x", **_edges(choices, ("on_failure",), later)} for branch in ids}
-            if branches >= 4 and choices.pick([False, True]):
-                inner = f"{name}x"
-                steps[inner] = _block(choices, ids[-2:])
-                ids = [*ids[:-3], inner, ids[-3]]
+            if branches >= 4:
+                ids = _with_blocks(choices, name, steps, ids)
             ids = _with_choice(choices, steps, name, ids)
             steps[name] = _block(choices, ids) | _edges(choices, ("next_step", "on_failure"), later)
         else:
@@ -253,6 +260,15 @@ def _retried(choices: Choices, step: dict[str, Any]) -> int:
     if attempts > 1:
         step["retry"] = {"max_attempts": attempts, "initial_interval_seconds": choices.pick([0, 3])}
     return int(choices.pick([0, 0, 1, attempts - 1, attempts]))
+
+
+def _with_blocks(choices: Choices, name: str, steps: dict[str, dict[str, Any]], ids: list[str]) -> list[str]:
+    """Put some of the branches into blocks of two, and return what the branches are then."""
+    inner = [f"{name}{letter}" for letter in "xy"[: choices.pick([0, 1, 1, 2])]]
+    for block in inner:
+        steps[block] = _block(choices, ids[-2:])
+        ids = ids[:-2]
+    return choices.shuffled([*ids, *inner])
 
 
 _ANSWERING = frozenset({Behaviour.COMPLETES, Behaviour.FAILS})
@@ -364,7 +380,7 @@ def _in_loops(steps: Mapping[str, Any]) -> set[str]:
 
 
 def _node(name: str) -> str:
-    return name.rstrip("abcdex")
+    return name.rstrip("abcdexy")
 
 
 def _successors(steps: Mapping[str, Any], node: str) -> set[str]:

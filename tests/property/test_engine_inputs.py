@@ -1,5 +1,6 @@
 """Every input meets every status: it always has a verdict, nothing raises, and what is final stays as it is."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from uuid import UUID
@@ -17,6 +18,7 @@ from orchestrator.engine.inputs import (
     CancelRequested,
     ExternalInput,
     RetryDue,
+    RetryRequested,
     RunOverdue,
     RunRequested,
     SlotsFree,
@@ -26,13 +28,13 @@ from orchestrator.engine.inputs import (
 )
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
-from orchestrator.engine.state import Line, RunState, RunValues, Wanted
+from orchestrator.engine.state import EarlierRun, Line, RunState, RunValues, Wanted
 from schemas.messages import AgentError, AgentResult, ErrorInfo
 from schemas.statuses import ReportStatus, RunStatus, StepStatus
 from schemas.validation import parse_workflow
 from schemas.worker_codes import WorkerErrorCode
 
-RUN, TASK, OTHER_TASK = UUID(int=1), UUID(int=2), UUID(int=3)
+RUN, TASK, OTHER_TASK, EARLIER = UUID(int=1), UUID(int=2), UUID(int=3), UUID(int=4)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PLAN = compile_plan(
     parse_workflow(
@@ -123,6 +125,8 @@ def states(draw: st.DrawFn, status_of_step: StepStatus) -> RunState:
         state.steps.setdefault(step_id, None)
     for task_id in (TASK, OTHER_TASK):
         state.tasks.setdefault(task_id, None)
+    earlier = replace(run, id=EARLIER, status=draw(st.sampled_from(RunStatus)))
+    state.earlier[EARLIER] = draw(st.sampled_from([EarlierRun(earlier, "alone"), None]))
     assert block.branches is not None
     line = (branch,) if branch.status is StepStatus.PENDING else ()
     state.waiting["block"] = Line(block.branches.passed, 3, line)
@@ -165,6 +169,13 @@ INPUTS: dict[str, st.SearchStrategy[ExternalInput]] = {
     "ticket": st.builds(BranchArrived, st.just(RUN), st.just("block"), STEPS),
     "slots": st.builds(SlotsFree, st.just(RUN), st.sampled_from(["block", "alone"])),
     "cancel": st.builds(CancelRequested, st.just(RUN), st.none() | st.just("enough")),
+    "retry": st.builds(
+        RetryRequested,
+        run_id=st.just(RUN),
+        retry_of=st.just(EARLIER),
+        request_digest=st.sampled_from(["digest", "another"]),
+        reply=REPLIES,
+    ),
     "request": st.builds(
         RunRequested,
         run_id=st.just(RUN),
@@ -260,4 +271,5 @@ def check_repeated(event: ExternalInput, again: Decision) -> None:
 
 
 _ids = count(100)
-MOMENT = Moment(NOW, lambda: UUID(int=next(_ids)), lambda: 0.5)
+_LATER = NOW + timedelta(seconds=1)  # whatever was heard of came before
+MOMENT = Moment(_LATER, lambda: UUID(int=next(_ids)), lambda: 0.5)

@@ -117,7 +117,7 @@ def workers_are_told_once_of_each_block_that_was_cut_short_and_of_no_other(world
     cut_short = {
         str(step.parent_step_id)
         for step in world.rows.steps.values()
-        if step.status is StepStatus.CANCELLED and step.parent_step_id is not None
+        if step.status is StepStatus.CANCELLED and step.parent_step_id is not None and step.step_id not in world.kept
     }
     # What a loop does not start any more no worker knows.
     cut_short = {block_id for block_id in cut_short if "loop_config" not in world.case.step(block_id)}
@@ -136,10 +136,24 @@ def no_run_takes_too_long_before_its_time(world: World) -> None:
 def every_change_of_status_is_told(world: World) -> None:
     for step in world.rows.steps.values():
         told = world.told[step.step_id]
+        if not told and world.earlier is not None and (step.step_id in world.kept or step.status is StepStatus.PENDING):
+            continue  # what is taken over is not told of
         assert told[-1] == step.status
         assert sum(status.is_final for status in told) == step.status.is_final
         if step.status is StepStatus.COMPLETED and (step.agent_name is not None or step.branches is not None):
             assert StepStatus.RUNNING in told
+
+
+def what_was_completed_is_not_done_again(world: World) -> None:
+    if world.earlier is not None and world.rows.run is not None:
+        ended = {
+            step_id: (step.status, step.output, step.error, step.attempt)
+            for step_id, step in world.earlier.steps.items()
+            if step.status is StepStatus.COMPLETED
+        }
+        rows = {step_id: world.rows.steps[step_id] for step_id in ended}
+        assert {step_id: (it.status, it.output, it.error, it.attempt) for step_id, it in rows.items()} == ended
+        assert not world.tasks.keys() & world.kept
 
 
 def open_blocks(world: World) -> list[StepExecution]:
@@ -161,6 +175,7 @@ CHECKS: Sequence[Callable[[World], None]] = (
     workers_are_told_once_of_a_run_that_was_stopped_and_of_no_other,
     no_run_takes_too_long_before_its_time,
     every_change_of_status_is_told,
+    what_was_completed_is_not_done_again,
 )
 
 
@@ -217,6 +232,14 @@ class RunsInAnyOrder(RuleBasedStateMachine):
         self.world.now += timedelta(seconds=2 * LONG)
         self.world.deliver([RunOverdue(RUN), *(possible[name] for name in after)])
 
+    @precondition(lambda self: self.world.may_be_retried)
+    @rule(data=st.data(), reply=st.booleans(), twice=st.booleans(), they_fail_again=st.booleans())
+    def it_is_retried(self, data: st.DataObject, reply: bool, twice: bool, they_fail_again: bool) -> None:
+        it_ended_as_if_nothing_had_gone_wrong(self.world)
+        self.world = retried(self.world, they_fail_again=they_fail_again)
+        for _ in range(1 + twice):
+            self.world.deliver([self.world.retry(reply=reply)])
+
     @invariant()
     def all_is_well(self) -> None:
         for check in CHECKS:
@@ -231,6 +254,21 @@ class RunsInAnyOrder(RuleBasedStateMachine):
             it_ended_as_if_nothing_had_gone_wrong(self.world)
             everything_happens_once_more(self.world)
             self.all_is_well()
+            if self.world.may_be_retried:
+                self.world = retried(self.world, they_fail_again=False)
+                self.world.deliver([self.world.retry(reply=True)])
+                self.all_is_well()
+                self.world.finish()
+                self.all_is_well()
+                it_ended_as_if_nothing_had_gone_wrong(self.world)
+
+
+def retried(world: World, *, they_fail_again: bool) -> World:
+    """Return the world of the run that retries that of *world*; nothing has happened in it yet."""
+    again = World(world.case, world)
+    again.deliver([again.retry(reply=False)])  # tells what is kept
+    failed = {step_id for step_id in again.kept if again.rows.steps[step_id].status is StepStatus.FAILED}
+    return World(world.case if they_fail_again else world.case.once_more(failed), world)
 
 
 def it_ended_as_if_nothing_had_gone_wrong(world: World) -> None:
@@ -279,7 +317,9 @@ def everything_happens_once_more(world: World) -> None:
 
 
 def outcome(step: StepExecution) -> tuple[StepStatus, str, str | None]:
-    return step.status, as_text(step.output), step.error.code if step.error is not None else None
+    # One that was cancelled before its turn came keeps the reason for which it would have failed.
+    code = step.error.code if step.error is not None and step.status is StepStatus.FAILED else None
+    return step.status, as_text(step.output), code
 
 
 def as_text(value: Any) -> str:
@@ -302,3 +342,21 @@ def test_whoever_asks_twice_in_the_transaction_in_which_the_run_fails_is_told_th
     world.deliver([world.request(reply=True), world.request(reply=True)])
     assert [send.result.error is not None for send in world.results] == [True, True]
     whoever_asked_is_told_once_and_the_same(world)
+
+
+def test_a_block_that_is_cut_short_while_it_is_forked_enters_no_more_of_the_blocks_in_it() -> None:
+    broken = {"agent_name": "x", "input_mapping": {"x": BROKEN}}
+    steps = {
+        "n1": {"type": "parallel", "parallel_steps": ["i1", "i2"], "on_decided": "cancel"},
+        "i1": {"type": "parallel", "parallel_steps": ["a"]},
+        "i2": {"type": "parallel", "parallel_steps": ["b"]},
+        "a": broken,
+        "b": {"agent_name": "x"},
+    }
+    world = World(Case(steps, {}))
+    world.deliver([world.request(reply=True)])
+    statuses = {step_id: step.status for step_id, step in world.rows.steps.items()}
+    failed, cancelled = StepStatus.FAILED, StepStatus.CANCELLED
+    assert statuses == {"n1": failed, "i1": failed, "a": failed, "i2": cancelled}
+    for check in CHECKS:
+        check(world)

@@ -8,25 +8,34 @@ where they were asked for.
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from json import loads
 from typing import Any
 from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES, fork
 from orchestrator.engine.decide import apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, EndedAttempt, Fork, Join, JoinForm, Send, Verdict
+from orchestrator.engine.decision import Decision, EndedAttempt, Fork, Join, JoinForm, Send, TakeOver, Verdict
 from orchestrator.engine.events import step_changes
-from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, LineClosed, RunRequested
+from orchestrator.engine.inputs import (
+    BlockForked,
+    ExternalInput,
+    Input,
+    LineClosed,
+    RetryRequested,
+    RunRequested,
+)
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
-from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, Wanted, cancelled
+from orchestrator.engine.state import EarlierRun, FailedBranch, Line, RunState, RunValues, Wanted, cancelled
 from schemas.codec import dump_json
 from schemas.scope import StepOutcome
 from schemas.statuses import StepStatus
 from tests.property.cases import INPUT
+from tests.property.taking_over import TakenOver, taken_over
 
-RUN = UUID(int=1)
+RUN, EARLIER = UUID(int=1), UUID(int=4)
 
 
 @dataclass
@@ -53,6 +62,7 @@ class Effects:
     sent: list[Send] = field(default_factory=list)
     answers: list[tuple[Input, Decision]] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    taken_over: list[TakenOver] = field(default_factory=list)
     retried: list[str] = field(default_factory=list)
     told: list[tuple[str, StepStatus]] = field(default_factory=list)
     asked_before_the_end: list[ReplyAddress] = field(default_factory=list)
@@ -62,8 +72,10 @@ class Effects:
 class Transaction:
     """Inputs on their way through the core."""
 
-    def __init__(self, rows: Rows, plan: Plan, moment: Moment) -> None:
+    def __init__(self, rows: Rows, plan: Plan, moment: Moment, earlier: Rows | None = None) -> None:
+        """Begin it; *earlier* are the rows of another run, which has ended."""
         self.rows = rows.copy()  # as flushed
+        self._earlier = earlier
         self.effects = Effects()
         self._plan = plan
         self._moment = moment
@@ -95,7 +107,11 @@ class Transaction:
 
     def _note(self, event: Input, decision: Decision) -> None:
         self.effects.answers.append((event, decision))
-        if isinstance(event, RunRequested) and event.reply is not None and decision.verdict is not Verdict.REJECTED:
+        if (
+            isinstance(event, RunRequested | RetryRequested)
+            and event.reply is not None
+            and decision.verdict is not Verdict.REJECTED
+        ):
             over = self._state.run is not None and self._state.run.status.is_final
             asked = self.effects.asked_after_the_end if over else self.effects.asked_before_the_end
             asked.append(event.reply)
@@ -107,8 +123,13 @@ class Transaction:
             self._flush()
             self._cancel_open_steps(decision.cancels_branches_of)
         self._run = decision.run or self._run
+        if decision.takes_over is not None:
+            self._take_over(decision.takes_over)
         for step in decision.steps:
             self._record_step(self._state.steps.get(step.step_id), step, decision.ended)
+        if decision.wakes is not None:
+            self._flush()
+            self._wake_branches(decision.wakes)
         if decision.ended is not None:
             self.effects.retried.append(decision.ended.step.step_id)
         self.effects.sent += decision.sends
@@ -174,6 +195,20 @@ class Transaction:
         self.rows.steps[step.step_id] = cancelled(step, self._moment.now)
         self.effects.told.append((step.step_id, StepStatus.CANCELLED))
 
+    def _take_over(self, what: TakeOver) -> None:
+        self._flush()
+        assert self._earlier is not None
+        self.rows.items |= self._earlier.items
+        found = list(taken_over(self._earlier.steps.values(), what.stopped_at, RUN, self._moment.now))
+        self.rows.steps |= {one.after.step_id: one.after for one in found}
+        self.effects.taken_over += found
+
+    def _wake_branches(self, block_id: str) -> None:
+        for step in self.rows.branches(block_id):
+            if step.status is StepStatus.PENDING:
+                due_at = self._moment.now + timedelta(microseconds=step.position)
+                self.rows.steps[step.step_id] = step._replace(due_at=due_at)
+
     # Reading
 
     def _load(self, wanted: Wanted) -> None:
@@ -197,12 +232,21 @@ class Transaction:
             ready = [step for step in self.rows.branches(block_id) if step.ready_at is not None]
             state.put_ready(block_id, asked, sorted(ready, key=lambda step: step.ready_at or step.created_at)[:asked])
         state.items |= {key: self.rows.items[key] for key in wanted.items}
+        for run_id in wanted.earlier:
+            state.earlier[run_id] = self._earlier_run() if run_id == EARLIER else None
         if wanted.plan:
             state.plan = self._plan
         if wanted.run_values:
             run = self.rows.run
             state.run_values = RunValues(INPUT, run.output if run else None, run.error if run else None)
         assert not state.missing(wanted), "a decision that asks in vain would ask for ever"
+
+    def _earlier_run(self) -> EarlierRun | None:
+        if self._earlier is None or self._earlier.run is None:
+            return None
+        steps = self._earlier.steps.values()
+        cancelled = (step for step in steps if step.parent_step_id is None and step.status is StepStatus.CANCELLED)
+        return EarlierRun(self._earlier.run, next((step.step_id for step in cancelled), None))
 
     def _load_tasks(self, wanted: Wanted) -> None:
         found = {step.task_id: step for step in self.rows.steps.values() if step.task_id in wanted.tasks}
@@ -244,7 +288,7 @@ def _joined(form: JoinForm, rows: Sequence[StepExecution]) -> Any:
                 "index": step.position,
                 "status": str(step.status),
                 "output": step.output if step.status is StepStatus.COMPLETED else None,
-                "error": loads(dump_json(step.error)) if step.error is not None else None,
+                "error": loads(dump_json(step.error)) if step.status is StepStatus.FAILED else None,
             }
             for step in rows
         ]

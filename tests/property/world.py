@@ -22,6 +22,7 @@ from orchestrator.engine.inputs import (
     ExternalInput,
     Input,
     RetryDue,
+    RetryRequested,
     RunOverdue,
     RunRequested,
     SlotsFree,
@@ -33,7 +34,7 @@ from orchestrator.engine.records import ReplyAddress, StepExecution
 from schemas.messages import AgentError, AgentResult
 from schemas.statuses import ReportStatus, RunStatus, StepStatus
 from tests.property.cases import INPUT, LONG, Behaviour, Case, lanes, said
-from tests.property.transaction import RUN, Effects, Rows, Transaction
+from tests.property.transaction import EARLIER, RUN, Effects, Rows, Transaction
 
 NOBODYS_TASK = UUID(int=2)
 ANOTHER = "another digest"
@@ -43,9 +44,17 @@ ENDS = {Behaviour.COMPLETES: ReportStatus.COMPLETED, Behaviour.FAILS: ReportStat
 class World:
     """A run and all that happens to it."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, earlier: "World | None" = None) -> None:
+        """Make a world in which nothing has happened.
+
+        Args:
+            case: The workflow, and what its agents do.
+            earlier: Another one, whose run has ended, where this run is its retry.
+        """
         self.case = case
         self.rows = Rows()
+        self.earlier = earlier.rows if earlier is not None else None
+        self.kept: set[str] = set()  # steps that were taken over as they ended
         self.tasks: dict[str, UUID] = {}  # sent to agents, by step
         self.tickets: list[str] = []  # sent to gates
         self.arrived: set[str] = set()  # tickets that reached the holder of the gate
@@ -56,7 +65,7 @@ class World:
         self.results: list[SendResult] = []
         self.cancellations: list[SendCancellation] = []
         self.to_be_told: list[ReplyAddress] = []  # where a result must go, in that order
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.now = earlier.now if earlier is not None else datetime(2026, 1, 1, tzinfo=UTC)
         self._plan = replace(compile_plan(case.workflow), timeout_seconds=LONG)
         self._ids = count(100)
         self._replies = count(1)
@@ -77,6 +86,10 @@ class World:
     @property
     def is_over(self) -> bool:
         return self.rows.run is not None and self.rows.run.status.is_final
+
+    @property
+    def may_be_retried(self) -> bool:
+        return self.rows.run is not None and self.rows.run.status in {RunStatus.FAILED, RunStatus.CANCELLED}
 
     def branches(self, block_id: str) -> list[StepExecution]:
         """Return of each branch of a block the step that it has got to."""
@@ -99,7 +112,7 @@ class World:
         """Decide *inputs* in one transaction, and commit it."""
         self.now += timedelta(seconds=1)
         transaction = Transaction(
-            self.rows, self._plan, Moment(self.now, lambda: UUID(int=next(self._ids)), lambda: 0.5)
+            self.rows, self._plan, Moment(self.now, lambda: UUID(int=next(self._ids)), lambda: 0.5), self.earlier
         )
         transaction.decide_all(inputs)
         before, self.rows = self.rows, transaction.rows
@@ -141,6 +154,7 @@ class World:
         self.retried.update(effects.retried)  # first: the next attempt may start in the same transaction
         for send in effects.sent:
             self._send(send)
+        self.kept |= {one.after.step_id for one in effects.taken_over if not one.is_done_again}
         for step_id, status in effects.told:
             self.told[step_id].append(status)
         for event, decision in effects.answers:
@@ -180,7 +194,7 @@ class World:
                 self.accepted[decision.steps[0].step_id] += 1
             case AttemptOverdue() | TaskUndeliverable() if applied:
                 self.accepted[event.step_id] += 1
-            case RunRequested():
+            case RunRequested() | RetryRequested():
                 assert (decision.verdict is Verdict.REJECTED) == (event.request_digest == ANOTHER)
             case _:
                 pass
@@ -197,6 +211,15 @@ class World:
             request_digest=digest,
             input=INPUT,
             labels={},
+            reply=ReplyAddress(f"replies-{next(self._replies)}", None) if reply else None,
+        )
+
+    def retry(self, *, reply: bool, digest: str = "digest") -> RetryRequested:
+        """Return the client's request to retry the earlier run."""
+        return RetryRequested(
+            run_id=RUN,
+            retry_of=EARLIER,
+            request_digest=digest,
             reply=ReplyAddress(f"replies-{next(self._replies)}", None) if reply else None,
         )
 
@@ -220,9 +243,13 @@ class World:
             assert block_id is not None
             happenings[f"ticket of {step_id}"] = BranchArrived(RUN, block_id, step_id)
             happenings[f"slots of {block_id}"] = SlotsFree(RUN, block_id)
+        for step in self.rows.steps.values():
+            if step.status is StepStatus.PENDING and step.due_at is not None:
+                happenings[f"{step.step_id} again"] = RetryDue(RUN, step.step_id)
         happenings["the run overdue"] = RunOverdue(RUN)
         happenings["requested again"] = self.request(reply=False)
         happenings["requested again with a reply address"] = self.request(reply=True)
+        happenings["retried"] = self.retry(reply=True)
         happenings["another request with the same id"] = self.request(reply=True, digest=ANOTHER)
         return happenings
 
@@ -245,8 +272,10 @@ class World:
         row = self.rows.steps[step_id]
         happenings: dict[str, ExternalInput] = {
             f"result of {step_id} with a wrong task id": self._report(ReportStatus.COMPLETED, NOBODYS_TASK),
-            f"{step_id} overdue": AttemptOverdue(RUN, step_id, task_id),
         }
+        may_be_late = self.case.behaviour_of(step_id, row.attempt) in {Behaviour.HANGS, Behaviour.IS_IGNORED}
+        if may_be_late or row.due_at is None or row.due_at > self.now + timedelta(minutes=1):  # others answer in time
+            happenings[f"{step_id} overdue"] = AttemptOverdue(RUN, step_id, task_id)
         if row.status.is_final or row.task_id is None:
             happenings |= {f"{step_id} {status} too late": self._report(status, task_id) for status in ReportStatus}
         else:

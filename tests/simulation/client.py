@@ -1,6 +1,10 @@
-"""The client of the simulation: it asks for runs, sometimes twice, cancels some, and hears how they end."""
+"""The client of the simulation: it asks for runs, sometimes twice, cancels some, and hears how they end.
+
+Most of those that failed or were cancelled it retries.
+"""
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -11,7 +15,8 @@ from messaging import topology
 from messaging.memory import MemoryBroker, MemoryServer
 from messaging.port import Consumer, OutgoingMessage, PublishOutcome
 from schemas.codec import decode, encode
-from schemas.messages import CancelRun, Message, RunRequest, RunResult
+from schemas.messages import CancelRun, Message, RetryRun, RunRequest, RunResult
+from schemas.statuses import ResultStatus
 from tests.property.cases import INPUT, Behaviour, Case, make_case
 from tests.simulation.entropy import Dice
 
@@ -25,6 +30,7 @@ class Submitted:
     case: Case
     may_be_cancelled: bool
     run_id: UUID = field(default_factory=uuid4)
+    retry_of: UUID | None = None
     results: list[RunResult] = field(default_factory=list)
 
     @property
@@ -36,6 +42,17 @@ class Submitted:
             for step_id, step in self.case.steps.items()
         }
         return {"name": "case", "start_step": "n1", "steps": steps}
+
+    def behaviour_of(self, step_id: str, attempt: int) -> Behaviour:
+        """Return what the agent of a step does; in a run that is retried all goes well."""
+        return self.case.behaviour_of(step_id, attempt) if self.retry_of is None else Behaviour.COMPLETES
+
+    def expected(self, kept: Collection[str]) -> Case:
+        """Return what is expected of a run, which has taken over the steps *kept* from an earlier one."""
+        if self.retry_of is None:
+            return self.case
+        missing = (step for step, behaviour in self.case.behaviours.items() if behaviour is Behaviour.IS_MISSING)
+        return self.case.once_more({*kept, *missing})
 
 
 class SimulatedClient:
@@ -62,22 +79,40 @@ class SimulatedClient:
                 self._background.append(asyncio.create_task(self._cancel(run, self._dice.uniform(0, 10))))
         await self._told.wait()
 
+    def behaviour_of(self, run_id: UUID, step_id: str, attempt: int) -> Behaviour:
+        """Return what the agent of a step does with an attempt."""
+        return next(run.behaviour_of(step_id, attempt) for run in self.runs if run.run_id == run_id)
+
     def leave(self) -> None:
         """Stop listening."""
         for task in self._background:
             task.cancel()
 
     async def _listen(self, replies: Consumer) -> None:
-        by_id = {run.run_id: run for run in self.runs}
         while True:
             deliveries = await replies.receive(10)
             for delivery in deliveries:
                 result = decode(RunResult, delivery.body)
-                assert result.run_id is not None, "it was chosen here"
-                by_id[result.run_id].results.append(result)
+                [run] = (run for run in self.runs if run.run_id == result.run_id)
+                run.results.append(result)
+                if len(run.results) == 1 and run.retry_of is None and result.status is not ResultStatus.COMPLETED:
+                    self._retry_perhaps(run)
             await replies.ack(deliveries)
             if all(run.results for run in self.runs):
                 self._told.set()
+
+    def _retry_perhaps(self, run: Submitted) -> None:
+        if self._dice.happens(0.7):
+            again = Submitted(run.case, may_be_cancelled=self._dice.happens(0.1), retry_of=run.run_id)
+            self.runs.append(again)
+            self._background.append(asyncio.create_task(self._retry(run, again)))
+
+    async def _retry(self, run: Submitted, again: Submitted) -> None:
+        command = RetryRun(run_id=run.run_id, new_run_id=again.run_id)
+        for _ in range(self._dice.pick([1, 1, 2])):
+            await self._send(topology.COMMANDS_QUEUE.name, command, str(again.run_id))
+        if again.may_be_cancelled:
+            await self._cancel(again, self._dice.uniform(0, 10))
 
     async def _cancel(self, run: Submitted, delay: float) -> None:
         await asyncio.sleep(delay)

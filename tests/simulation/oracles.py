@@ -9,7 +9,7 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -71,6 +71,10 @@ class History:
         for block in touched:
             self._check_limit(block)
 
+    def steps_of(self, run_id: UUID) -> dict[str, StepExecution]:
+        """Return the steps of a run, by their ids."""
+        return {step_id: step for (run, step_id), step in self.steps.items() if run == run_id}
+
     def _check_limit(self, key: StepKey) -> None:
         block = self.steps[key].branches
         assert block is not None, "it has branches"
@@ -113,6 +117,21 @@ def check_outcome(
             require(code == outcome.error["code"], "O2 effect", step_id, "failed with", code, "not", outcome.error)
     ran = {step_id for step_id, step in steps.items() if step.status is not StepStatus.SKIPPED}
     require(ran <= expected.steps.keys(), "O2 effect", ran - expected.steps.keys(), "should not have run")
+
+
+def check_taken_over(
+    earlier: Mapping[str, StepExecution], steps: Mapping[str, StepExecution], executed: Collection[str]
+) -> set[str]:
+    """Make sure that a run does nothing again that an earlier one has completed; return what it has taken over."""
+    kept = {
+        step_id
+        for step_id, before in earlier.items()
+        if step_id in steps and before._replace(run_id=steps[step_id].run_id, task_id=None) == steps[step_id]
+    }
+    completed = {step_id for step_id, before in earlier.items() if before.status is StepStatus.COMPLETED}
+    require(completed <= kept, "O2 effect", completed - kept, "completed, and the retry has not taken it over")
+    require(not kept & set(executed), "O2 effect", kept & set(executed), "ran again in the retry")
+    return kept
 
 
 def check_told(run: Run, results: Iterable[RunResult]) -> None:

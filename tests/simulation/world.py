@@ -21,7 +21,16 @@ from tests.simulation.clock import virtual_now
 from tests.simulation.entropy import Dice
 from tests.simulation.limits import AGENT, Limits
 from tests.simulation.member import Member, Role
-from tests.simulation.oracles import Execution, History, Violation, check_outcome, check_repeats, check_told, require
+from tests.simulation.oracles import (
+    Execution,
+    History,
+    Violation,
+    check_outcome,
+    check_repeats,
+    check_taken_over,
+    check_told,
+    require,
+)
 from tests.simulation.server import SimulatedServer
 from tests.simulation.storage import Commit, MemoryStorage
 
@@ -140,7 +149,6 @@ class World:
 
     def _agents(self, member: Member) -> AgentRegistry:
         agents = AgentRegistry()
-        cases = {run.run_id: run.case for run in self._client.runs}
 
         @agents.agent("x")
         async def x(input: Any, context: AgentContext) -> Any:
@@ -148,7 +156,7 @@ class World:
                 Execution(context.run_id, context.step_id, context.attempt, member.name, self.chaos.now)
             )
             member.note(f"works on {context.step_id}")
-            behaviour = cases[context.run_id].behaviour_of(context.step_id, context.attempt)
+            behaviour = self._client.behaviour_of(context.run_id, context.step_id, context.attempt)
             await asyncio.sleep(1e9 if behaviour is Behaviour.HANGS else self._dice.pick([0.0, 0.01, 0.3, 2.0]))
             if behaviour is Behaviour.FAILS:
                 raise ValueError("as it should")
@@ -260,9 +268,11 @@ class World:
     def _check_ends(self) -> None:
         for one in self._client.runs:
             run = self._history.runs[one.run_id]
-            steps = {key[1]: step for key, step in self._history.steps.items() if key[0] == one.run_id}
+            steps = self._history.steps_of(one.run_id)
             outputs = {step_id: self._storage.output_of(one.run_id, step_id) for step_id in steps}
-            check_outcome(one.case, run, steps, outputs, may_be_cancelled=one.may_be_cancelled)
+            earlier = self._history.steps_of(one.retry_of) if one.retry_of is not None else {}
+            kept = check_taken_over(earlier, steps, [it.step_id for it in self.executions if it.run_id == one.run_id])
+            check_outcome(one.expected(kept), run, steps, outputs, may_be_cancelled=one.may_be_cancelled)
             check_told(run, one.results)
         check_repeats(self.executions, len(self.chaos.faults))
 

@@ -163,3 +163,26 @@ async def test_who_waits_to_create_a_run_creates_it_when_the_first_one_fails(
             raise ZeroDivisionError
     await second
     assert (await seen(storage, new.id)).run == new
+
+
+async def test_a_run_that_comes_to_be_while_another_is_waited_for_is_locked_too(
+    backend: Backend, storage: Storage, other: Storage, runs: Sequence[UUID], eventually: Eventually
+) -> None:
+    new, holds, may_let_go = run(), asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        async with locking(other, runs[0], new.id):
+            holds.set()
+            await may_let_go.wait()
+
+    async with locking(storage, runs[0]) as session:
+        holding = asyncio.create_task(hold())
+        await eventually(lambda: waits(backend, 1))
+        await session.write(changes(new=new))
+    await holds.wait()
+    try:
+        with pytest.raises(RunLocked):
+            await lock(backend.client("third"), new.id)
+    finally:
+        may_let_go.set()
+    await holding

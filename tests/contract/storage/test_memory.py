@@ -6,10 +6,11 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
+from orchestrator.engine.decision import TakeOver
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage.changes import GateRow
 from orchestrator.storage.database import is_lost_connection
@@ -28,6 +29,7 @@ from tests.contract.storage.rows import (
     locking,
     message,
     queued,
+    run,
     seen,
     step,
     write,
@@ -212,6 +214,8 @@ async def test_a_scheduler_is_asked_at_every_operation(memory: MemoryStorage, wi
         await session.write(changes())
         await session.close_line(RUN, BLOCK, 0, datetime.now(UTC))
         await session.cancel_open_steps(RUN, None, datetime.now(UTC))
+        await session.take_over(run(NEXT), TakeOver(uuid4(), "one"))
+        await session.wake_branches(RUN, BLOCK, datetime.now(UTC))
     async with client.outbox() as outbox:
         await outbox.lock_due(1)
         await outbox.delete([])

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.state import FailedBranch, Line, RunState, RunValues, Wanted
+from orchestrator.engine.state import EarlierRun, FailedBranch, Line, RunState, RunValues, Wanted
 from orchestrator.storage.rows import to_error, to_value
 from schemas.references import StepOutcome
 from schemas.statuses import StepStatus
@@ -67,6 +67,8 @@ class Looks:
                 state.items[key] = to_value(self._transaction.item((run_id, *key)))
             if some.run_values:
                 self._load_values(state, run_id)
+            for earlier in some.earlier:
+                state.earlier[earlier] = self._earlier(earlier)
 
     def _state(self, run_id: UUID) -> RunState:
         row = self._transaction.run(run_id)
@@ -116,6 +118,17 @@ class Looks:
         row = self._transaction.run(run_id)
         if row is not None:
             state.run_values = RunValues(to_value(row.input), StoredJson(row.output), to_error(row.error))
+
+    def _earlier(self, run_id: UUID) -> EarlierRun | None:
+        row = self._transaction.run(run_id)
+        if row is None:
+            return None
+        cancelled = (step.record for step in self._transaction.steps(run_id))
+        interrupted = next(
+            (step.step_id for step in cancelled if step.parent_step_id is None and step.status is StepStatus.CANCELLED),
+            None,
+        )
+        return EarlierRun(row.run(), interrupted)
 
     def _put(self, states: States, row: StepRow, *, with_input: bool = False) -> None:
         step: StepExecution = row.record

@@ -13,6 +13,8 @@ class Operation(StrEnum):
     WRITE = "write"
     CLOSE_LINE = "close line"
     CANCEL_OPEN_STEPS = "cancel open steps"
+    TAKE_OVER = "take over"
+    WAKE_BRANCHES = "wake branches"
     COMMIT = "commit"
 
     BEGIN_OUTBOX = "begin outbox"

@@ -50,7 +50,7 @@ class StepRow:
         if branches is not None:
             branches = branches._replace(open=0, dispatched=0, ready=0)
         ended = {"status": StepStatus.CANCELLED, "finished_at": now, "due_at": None, "ready_at": None}
-        return replace(self, record=self.record._replace(branches=branches, **ended), error=None)
+        return replace(self, record=self.record._replace(branches=branches, **ended))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from orchestrator.engine.decision import TakeOver
+from orchestrator.engine.records import Run
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.errors import RunLocked
 from orchestrator.storage.changes import Changes, OutboxRow
 from orchestrator.storage.dead_letters import Undeliverable
 from orchestrator.storage.outbox import Postponed
 from orchestrator.storage.writes import CancelledStep
-from tests.simulation.storage import definitions, letters, writes
+from tests.simulation.storage import definitions, letters, taking_over, writes
 from tests.simulation.storage.locks import LockTimeout
 from tests.simulation.storage.looks import Looks
 from tests.simulation.storage.operations import Operation
@@ -64,8 +66,11 @@ class MemorySession:
             transaction = self._connection.begin(LOCK_TIMEOUT)
             self._looks = looks = Looks(transaction)
             # What a SELECT … FOR UPDATE does not find when it begins it does not lock.
-            for run_id in sorted(run_id for run_id in wanted if transaction.run(run_id) is not None):
-                await transaction.lock("run", run_id)
+            locked: set[UUID] = set()
+            while new := sorted({run_id for run_id in wanted if transaction.run(run_id) is not None} - locked):
+                for run_id in new:
+                    await transaction.lock("run", run_id)
+                locked.update(new)
             limits = transaction.tables.limits.items()
             self.limited_agents = frozenset(agent_name for agent_name, row in limits if row.limit.holds)
             return self._connection.clock(), looks.first(wanted)
@@ -108,6 +113,18 @@ class MemorySession:
             return writes.close_line(self._connection.transaction, run_id, block_id, first, now)
 
         return await self._perform(Operation.CLOSE_LINE, work)
+
+    async def take_over(self, run: Run, what: TakeOver) -> None:
+        """Insert *run*, with the content of an earlier one that has ended, and what that has done."""
+        await self._perform(Operation.TAKE_OVER, lambda: taking_over.take_over(self._connection.transaction, run, what))
+
+    async def wake_branches(self, run_id: UUID, block_id: str, now: datetime) -> None:
+        """Let the branches of a block that wait be due, one after the other, a microsecond apart."""
+
+        async def work() -> None:
+            taking_over.wake_branches(self._connection.transaction, run_id, block_id, now)
+
+        await self._perform(Operation.WAKE_BRANCHES, work)
 
     async def _perform(self, operation: Operation, work: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -167,7 +167,7 @@ def _iterations(loop: StepRow, rows: Sequence[StepRow]) -> str:
             "status": row.record.status,
             # A loop or block within it that failed has an output as well.
             "output": to_value(row.output) if row.record.status is StepStatus.COMPLETED else None,
-            "error": to_value(row.error),
+            "error": to_value(row.error) if row.record.status is StepStatus.FAILED else None,
         }
         for row in rows
     ]

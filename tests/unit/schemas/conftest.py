@@ -67,6 +67,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "finished_at": "2026-01-31T12:00:01.500000+00:00",
     },
     "CancelRun": {"version": 1, "run_id": RUN, "reason": "no longer needed"},
+    "RetryRun": {"version": 1, "run_id": RUN, "new_run_id": TASK},
     "RunCancelled": {"version": 1, "run_id": RUN},
     "BranchesCancelled": {"version": 1, "run_id": RUN, "block_id": "block"},
     "RunEvent": {

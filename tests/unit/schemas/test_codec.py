@@ -221,6 +221,8 @@ def test_all_problems_of_a_body_are_listed(bodies: Bodies) -> None:
         ("RunResult", "status", "RUNNING", "not_allowed"),
         ("CancelRun", "run_id", None, "wrong_type"),
         ("CancelRun", "reason", "x" * 2001, "too_long"),
+        ("RetryRun", "run_id", 5, "wrong_type"),
+        ("RetryRun", "new_run_id", "1", "wrong_type"),
         ("RunEvent", "events", {}, "wrong_type"),
     ],
 )

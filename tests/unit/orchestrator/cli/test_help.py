@@ -11,7 +11,7 @@ from orchestrator.settings import Settings
 
 COMMANDS = [
     "run", "submit", "validate", "schema", "serve", "migrate",
-    "runs list", "runs show", "runs watch", "runs cancel", "runs prune", "agents list", "agents limit",
+    "runs list", "runs show", "runs watch", "runs cancel", "runs retry", "runs prune", "agents list", "agents limit",
     "workflows register", "workflows list", "workflows show",
     "dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters drop",
 ]  # fmt: skip

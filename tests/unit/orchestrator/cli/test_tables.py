@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -86,6 +87,14 @@ def test_ids_are_whole_however_narrow_the_terminal_is(console: Console) -> None:
 def test_without_runs_it_says_so(console: Console) -> None:
     tables.runs_table([])
     assert written(console) == "no runs\n"
+
+
+def test_a_run_is_shown_with_those_that_it_retries_and_that_retry_it(console: Console) -> None:
+    first, second, third = uuid4(), uuid4(), uuid4()
+    run = replace(summary(RunStatus.FAILED), retry_of=first, retried_as=[second, third])
+    tables.run_tree(RunDetails(run, None, None, None, []), {}, all_branches=False)
+    shown = " ".join(written(console).split())
+    assert f"UTC retry of {first} retried as {second}, {third}" in shown
 
 
 def test_labels_have_a_column_where_any_run_has_some(console: Console) -> None:

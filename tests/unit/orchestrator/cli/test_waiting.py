@@ -60,6 +60,13 @@ def test_a_branch_that_has_not_been_sent_waits_for_a_slot_of_its_gate() -> None:
     assert asdict(waiting) == {"kind": "slot", "taken": 7, "limit": 7}
 
 
+def test_a_branch_of_a_block_that_waits_at_a_gate_waits_for_its_block() -> None:
+    block = replace(BLOCK, status=StepStatus.PENDING)
+    waiting = awaited(step(StepStatus.PENDING, parent_step_id="block", queued_at=None), block)
+    assert words(waiting) == "its block block, which waits itself"
+    assert asdict(waiting) == {"kind": "block", "block_id": "block"}
+
+
 def test_a_block_waits_for_its_branches() -> None:
     waiting = awaited(BLOCK)
     assert words(waiting) == "12 of its 20 branches"

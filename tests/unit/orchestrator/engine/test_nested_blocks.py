@@ -129,6 +129,24 @@ def test_a_branch_may_run_out_of_time_while_a_block_of_it_runs() -> None:
     assert decided(state, RetryDue(RUN, "inner")).code == codes.NOT_WAITING
 
 
+def over(**counters: int) -> StepExecution:
+    return outer_row(open=0, **counters)._replace(status=FAILED, error=ERROR)
+
+
+def test_a_block_that_comes_first_in_a_branch_is_not_entered_once_the_block_around_it_was_cut_short() -> None:
+    state = known(over(failed=1), plan=nested())
+    state.steps["inner"] = None
+    decision = decided(state, StepReached(RUN, "inner"))
+    assert [(step.step_id, step.status) for step in decision.steps] == [("inner", StepStatus.CANCELLED)]
+    assert (decision.fork, decision.then) == (None, ())
+
+
+def test_nor_is_one_that_was_cancelled_while_it_had_its_slot_already() -> None:
+    state = known(over(failed=1), inner_row(StepStatus.CANCELLED), plan=nested())
+    decision = decided(state, StepReached(RUN, "inner"))
+    assert (decision.steps, decision.fork, decision.then) == ((), None, ())
+
+
 def test_the_error_of_an_inner_block_is_that_of_a_branch() -> None:
     state: RunState = known(outer_row(open=0, failed=1), plan=nested())
     state.failures["block"] = (FailedBranch("inner", ERROR),)
