@@ -13,8 +13,13 @@ import structlog
 from structlog.typing import Processor
 
 # The broker libraries log each failed attempt as an error, and our adapter tells of the same with better words.
-# Alembic tells on each start what database it found.
-_QUIETEST_LEVELS: Final = {"aio_pika": logging.CRITICAL, "aiormq": logging.CRITICAL, "alembic": logging.WARNING}
+# Alembic tells on each start what database it found, and uvicorn that it starts and stops.
+_QUIETEST_LEVELS: Final = {
+    "aio_pika": logging.CRITICAL,
+    "aiormq": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    "uvicorn": logging.WARNING,
+}
 
 
 class LogLevel(StrEnum):

@@ -19,12 +19,13 @@ from orchestrator.engine.events import StatusChange, run_change, step_changes
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, RunRequested, TaskMissing, TaskReported
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import BlockPlan
-from orchestrator.engine.records import StepExecution
+from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.service.outgoing import event_rows, outbox_row
 from orchestrator.service.plans import PlanCache
 from orchestrator.storage.changes import GateRow, OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
+from orchestrator.storage.writes import CancelledStep
 from schemas.statuses import StepStatus
 
 
@@ -50,15 +51,19 @@ class GateChange:
 
 @dataclass(slots=True)
 class Committed:
-    """What a committed batch leaves to do: messages to send, gates to open and to tell; and what to log."""
+    """What a committed batch leaves to do: messages to send, gates to open and to tell; what to log and to count."""
 
     answers: list[Answer]
     begun: float = 0.0  # when its transaction began, by the event loop's clock
+    seconds: float = 0.0  # how long that took
     messages: Sequence[OutboxRow] = ()
     left_in_outbox: bool = False
     gates: list[GateRow] = field(default_factory=list)
     gate_changes: list[GateChange] = field(default_factory=list)
-    failed_steps: list[StepExecution] = field(default_factory=list)
+    ended_runs: list[Run] = field(default_factory=list)
+    ended_steps: list[StepExecution] = field(default_factory=list)  # but for those that were cancelled with others
+    cancelled_steps: list[CancelledStep] = field(default_factory=list)
+    ended_attempts: list[StepExecution] = field(default_factory=list)  # of steps that go on with another
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,7 @@ class Batch:
             self._record_step(state.steps.get(step.step_id), step, decision.ended)
         if decision.ended is not None:
             self._uow.add_ended_attempt(decision.ended)
+            self._result.ended_attempts.append(decision.ended.step)
         for send in decision.sends:
             self._uow.send(outbox_row(run_id, send, self._new_id))
             # A branch has one ticket, with the id of its first step.
@@ -181,6 +187,8 @@ class Batch:
             self._uow.change_run(run)
         if state.run is None or state.run.status is not run.status:
             self._events[run.id].append(run_change(run))
+            if run.status.is_final:
+                self._result.ended_runs.append(run)
 
     def _record_step(
         self, before: StepExecution | None, after: StepExecution, ended: EndedAttempt | None = None
@@ -190,8 +198,8 @@ class Batch:
         else:
             self._uow.change_step(after)
         self._events[after.run_id].extend(step_changes(before, after, ended))
-        if after.status is StepStatus.FAILED:
-            self._result.failed_steps.append(after)
+        if after.status.is_final and (before is None or before.status is not after.status):
+            self._result.ended_steps.append(after)
 
     async def _fork(self, state: RunState, run_id: UUID, plan: BlockPlan) -> BlockForked:
         """Write the branches, a piece at a time; they are not kept, for no decision looks at siblings."""
@@ -211,7 +219,9 @@ class Batch:
 
     async def _cancel_open_steps(self, run_id: UUID, block_id: str | None) -> None:
         now, plan = self._moment.now, self._states[run_id].plan
-        for step in await self._uow.cancel_open_steps(run_id, block_id, now):
+        cancelled = await self._uow.cancel_open_steps(run_id, block_id, now)
+        self._result.cancelled_steps.extend(cancelled)
+        for step in cancelled:
             if block_id is not None and plan is not None and isinstance(plan.steps[step.step_id], BlockPlan):
                 self._uow.send(outbox_row(run_id, SendCancellation(run_id, step.step_id), self._new_id))
             self._events[run_id].append(

@@ -19,6 +19,7 @@ from orchestrator.service.plans import PlanCache
 from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.port import Storage
 from orchestrator.storage.unit_of_work import unit_of_work
+from schemas.statuses import StepStatus
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +77,7 @@ class Driver:
         with self.database.using():
             async with unit_of_work(self._storage, self._replica_id) as uow:
                 committed = await Batch(uow, self._plans, self._new_id, random.random).run(inputs)
-        committed.begun = begun
+        committed.begun, committed.seconds = begun, asyncio.get_running_loop().time() - begun
         reach("transaction.committed", inputs)
         committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox
         return committed
@@ -93,7 +94,9 @@ class Driver:
                     verdict=answer.verdict.value,
                     code=answer.code,
                 )
-        for step in committed.failed_steps:
+        for step in committed.ended_steps:
+            if step.status is not StepStatus.FAILED:
+                continue
             assert step.error is not None
             log.warning(
                 "A step failed",
