@@ -20,7 +20,6 @@ TIMEOUT_SECONDS: Final = 4.0  # for each statement
 _OPEN_RUNS: Final = (RunStatus.PENDING, RunStatus.RUNNING)
 _OPEN_STEPS: Final = (StepStatus.PENDING, StepStatus.QUEUED, StepStatus.RUNNING)
 
-# ORDER BY, so that the planner goes by the index also where statistics from a busy moment say that most runs are open.
 _RUNS: Final = """
     SELECT status, count(*) AS number FROM (
         (SELECT status FROM runs WHERE status = 'PENDING' ORDER BY created_at LIMIT $1)
@@ -43,7 +42,7 @@ _STEPS: Final = """
 _GATES: Final = """
     SELECT count(*) AS gates, coalesce(sum(s.max_parallelism), 0) AS slots,
         coalesce(sum(s.branches_dispatched), 0) AS used,
-        coalesce(sum(greatest(s.branches_total - s.branches_passed, 0) + s.branches_ready), 0) AS waiting
+        coalesce(sum(greatest(s.branches_total - s.branches_passed, 0) + coalesce(s.branches_ready, 0)), 0) AS waiting
     FROM (SELECT run_id, block_id FROM gates LIMIT $1) AS g
     JOIN step_executions AS s ON s.run_id = g.run_id AND s.step_id = g.block_id
     WHERE s.status = 'RUNNING'
@@ -52,7 +51,7 @@ _OUTBOX: Final = """
     SELECT count(*) AS messages, count(*) FILTER (WHERE due_at <= now()) AS due,
         count(returned_at) AS unroutable,
         coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_seconds
-    FROM (SELECT created_at, due_at, returned_at FROM outbox LIMIT $1) AS some
+    FROM (SELECT created_at, due_at, returned_at FROM outbox LIMIT $1) AS unsent
 """
 _DEAD_LETTERS: Final = """
     SELECT code, count(*) AS number FROM (SELECT code FROM dead_letters ORDER BY id DESC LIMIT $1) AS newest
