@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
-from math import inf
 from typing import Final
 
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
-from prometheus_client.utils import floatToGoString
 
 from messaging.monitoring.instruments import Count, Gauge, Instrument, Spread
 
@@ -54,7 +52,7 @@ def _family(instrument: Instrument) -> Metric:
             return counter
         case Spread(description=description, tallies=tallies, bounds=bounds):
             histogram = HistogramMetricFamily(description.name, description.help, labels=description.labels)
-            names = [floatToGoString(bound) for bound in (*bounds, inf)]
+            names = [*(str(float(bound)) for bound in bounds), "+Inf"]
             for labels, tally in tallies.items():
                 cumulated = list(zip(names, accumulate(tally.counts), strict=True))
                 histogram.add_metric(labels, buckets=cumulated, sum_value=tally.sum)
