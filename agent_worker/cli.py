@@ -86,6 +86,7 @@ async def serve(registry: AgentRegistry, settings: WorkerSettings) -> int:
     """Work until a signal says to stop, and return the exit code."""
     # The scheme, checked by the settings, decides on the adapter; amqp and amqps are what there is.
     broker = RabbitmqBroker(settings.amqp_url.get_secret_value(), name=settings.worker_id)
+    structlog.contextvars.bind_contextvars(worker_id=settings.worker_id)
     code = _FAILED
     try:
         async with _worker(broker, registry, settings) as worker:

@@ -27,6 +27,7 @@ from agent_worker.reports import ReportWriter
 from agent_worker.suspects import SUSPECT_FROM, Suspects
 from messaging.crash_points import reach
 from messaging.port import Broker
+from messaging.telemetry import about
 from schemas.messages import AgentTask
 from schemas.statuses import ReportStatus
 from schemas.worker_codes import WorkerErrorCode
@@ -155,6 +156,7 @@ class Desk:
             self._finish(attempt, _unknown_agent(attempt.task, self._registry))
             return
         attempt.start()
+        about(partial(task_ids, attempt.task))
         reach("worker.agent_started", agent.name)
         pulse = attempt.pulse = AttemptPulse(
             lambda status: self._sign_of_life(attempt, status), self._rhythm, _longest_silence(attempt.task)

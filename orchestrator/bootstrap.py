@@ -82,6 +82,7 @@ async def serve(settings: Settings) -> None:
         SettingsInvalid: A port is set at which nobody can listen.
     """
     _collect_garbage_seldom()
+    structlog.contextvars.bind_contextvars(replica_id=settings.replica_id)
     stop = _stop_on_signals()
     database, broker = make_database(settings), make_broker(settings, settings.replica_id)
     try:

@@ -11,7 +11,16 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from messaging.crash_points import reach
 from orchestrator.engine.decision import Verdict
-from orchestrator.engine.inputs import BranchArrived, ExternalInput, SlotsFree
+from orchestrator.engine.inputs import (
+    AttemptOverdue,
+    BranchArrived,
+    ExternalInput,
+    RetryDue,
+    SlotsFree,
+    TaskMissing,
+    TaskReported,
+    TaskUndeliverable,
+)
 from orchestrator.service.batch import Answer, Batch, Committed
 from orchestrator.service.health import DatabaseWatch
 from orchestrator.service.ids import RandomIds
@@ -90,9 +99,9 @@ class Driver:
                     "An input had no effect",
                     action="input_without_effect",
                     input=type(event).__name__,
-                    run_id=str(event.run_id),
                     verdict=answer.verdict.value,
                     code=answer.code,
+                    **_ids(event),
                 )
         for step in committed.ended_steps:
             if step.status is not StepStatus.FAILED:
@@ -104,10 +113,26 @@ class Driver:
                 run_id=str(step.run_id),
                 step_id=step.step_id,
                 parent_step_id=step.parent_step_id,
+                agent_name=step.agent_name,
+                attempt=step.attempt,
+                task_id=str(step.task_id) if step.task_id is not None else None,
                 worker_id=step.worker_id,
                 code=step.error.code,
                 error=step.error.message,
             )
+
+
+def _ids(event: ExternalInput) -> dict[str, str]:
+    """Return what a line about an input carries: its run, and its step and task as far as it names them."""
+    match event:
+        case TaskReported(report):
+            return {"run_id": str(event.run_id), "task_id": str(report.task_id), "worker_id": report.worker_id}
+        case AttemptOverdue() | TaskUndeliverable() | TaskMissing():
+            return {"run_id": str(event.run_id), "step_id": event.step_id, "task_id": str(event.task_id)}
+        case RetryDue():
+            return {"run_id": str(event.run_id), "step_id": event.step_id}
+        case _:
+            return {"run_id": str(event.run_id)}
 
 
 def _tried_enough(state: RetryCallState) -> bool:
