@@ -125,6 +125,19 @@ def test_data_outlives_its_container() -> None:
         assert f"{name}:{directory}" in SERVICES[name]["volumes"]
 
 
+def test_grafana_shows_the_dashboard_from_the_prometheus_beside_it_and_nobody_may_change_anything() -> None:
+    grafana = SERVICES["grafana"]
+    mounted = {volume.split(":")[1]: COMPOSE / volume.split(":")[0] for volume in grafana["volumes"]}
+    read = {place: yaml.safe_load(path.read_text(encoding="utf-8")) for place, path in mounted.items()}
+    [source] = read["/etc/grafana/provisioning/datasources/forkjoin.yml"]["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    assert "prometheus" in SERVICES
+    [provider] = read["/etc/grafana/provisioning/dashboards/forkjoin.yml"]["providers"]
+    assert read[f"{provider['options']['path']}/forkjoin.json"]["uid"] == "forkjoin"
+    assert grafana["environment"]["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert grafana["environment"]["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+
+
 def test_prometheus_scrapes_the_ports_of_the_images_by_the_names_of_the_services() -> None:
     scrape = yaml.safe_load((ROOT / "deploy/monitoring/prometheus.yml").read_text(encoding="utf-8"))
     [found] = [sd for job in scrape["scrape_configs"] for sd in job["dns_sd_configs"]]
