@@ -1,7 +1,7 @@
 """What both services count: the broker's messages and connections, the event loop, the health."""
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from messaging.health import BROKER, HealthBook
 from messaging.monitoring.condition import Condition
@@ -29,7 +29,7 @@ class ServiceMeter:
     ) -> None:
         self.broker = BrokerMeter()
         self.loop_lag = LoopLag()
-        self._service = service
+        self._build: dict[Labels, float] = {(_version(), service): 1}
         self._book = book
         self._reconnects = reconnects
         self._parts = parts
@@ -37,7 +37,7 @@ class ServiceMeter:
     def instruments(self, condition: Condition) -> list[Instrument]:
         """Return all of it, in this condition."""
         return [
-            Gauge(_BUILD, {(version("forkjoin"), self._service): 1}),
+            Gauge(_BUILD, self._build),
             Gauge(_READY, {(): condition.ready}),
             self._troubles(condition),
             self._outages(),
@@ -63,3 +63,10 @@ class ServiceMeter:
         reconnects = Count("forkjoin_broker_reconnects", "Connections to the broker that were lost and restored.")
         reconnects.add(self._reconnects())
         return reconnects
+
+
+def _version() -> str:
+    try:
+        return version("forkjoin")
+    except PackageNotFoundError:  # run from a directory, and not installed
+        return "unknown"

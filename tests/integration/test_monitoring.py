@@ -12,12 +12,14 @@ from yarl import URL
 
 from messaging.monitoring.condition import Condition, Status
 from messaging.monitoring.exposition import Exposition
+from messaging.monitoring.monitored import open_endpoint
 from messaging.rabbitmq import RabbitmqBroker
 from orchestrator import bootstrap, monitoring
 from orchestrator.monitoring import ReplicaMonitor
 from orchestrator.service.replica import Replica
 from orchestrator.settings import Settings
 from orchestrator.storage.database import Database
+from orchestrator.storage.postgres import PostgresStorage
 from orchestrator.storage.schema import head
 from schemas.statuses import ResultStatus
 from tests.conftest import Eventually
@@ -26,6 +28,7 @@ from tests.integration.documents import one_block
 from tests.integration.replicas import Brokers
 from tests.integration.system import System, completed
 from tests.services.http import Answer
+from tests.services.http import asked as asked_at
 
 
 @dataclass
@@ -220,6 +223,33 @@ async def test_a_run_leaves_its_numbers(system: System, working: Watched) -> Non
     assert sum(number for labels, number in found.items() if labels[0] == "forkjoin_inputs_total") >= 21
     assert found["forkjoin_transaction_inputs_count",] == found["forkjoin_transaction_seconds_count",] > 1
     assert (found["forkjoin_runs", "RUNNING"], found["forkjoin_gates_held",], found["forkjoin_gates",]) == (0, 0, 0)
+
+
+async def test_a_replica_that_nobody_asks_asks_the_database_nothing_for_it(
+    working: Watched, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    asked: list[str] = []
+    looks = 0
+    what_is_due = PostgresStorage.what_is_due
+
+    async def counted(self: PostgresStorage, replica_id: str) -> Any:
+        nonlocal looks
+        looks += 1
+        return await what_is_due(self, replica_id)
+
+    async def noted(name: str) -> None:
+        asked.append(name)
+
+    monkeypatch.setattr(PostgresStorage, "what_is_due", counted)
+    monkeypatch.setattr(monitoring, "take_census", lambda _: noted("census"))
+    monkeypatch.setattr(monitoring, "schema_difference", lambda _: noted("schema"))
+    async with open_endpoint(working.settings, 0, working.monitor, working.monitor.meter.loop_lag) as port:
+        await eventually(lambda: looks >= 3)
+        assert asked == []
+        assert (await asked_at(port, "/livez")).status == 200
+        assert asked == [], "/livez asks nobody"
+        await asked_at(port, "/readyz")
+        assert asked == ["schema"]
 
 
 async def test_repetitions_and_dead_letters_are_counted(system: System, working: Watched) -> None:
