@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.cluster import PATIENCE, ROOT, wait_until
-from tests.unit.deploy.dockerfile import Dockerfile
+from tests.acceptance.cluster import PATIENCE, ROOT, Cluster, Service, wait_until
+from tests.services.processes import free_ports
+from tests.unit.deploy.dockerfile import Dockerfile, Instruction
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +88,71 @@ def test_own_agents_bring_their_packages_into_the_workers_environment(worker: Pa
     before = packages(tmp_path / "environment")
     environment = carried_out("agents.Dockerfile", tmp_path)
     assert packages(environment) == before | {"toolz"}
+
+
+def test_what_the_images_run_is_a_cluster_that_works_and_is_healthy(
+    worker: Path, orchestrator: Path, bare: Cluster, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    migrate = started(bare, "orchestrator", None, orchestrator, tmp_path, "migrate")
+    assert migrate.end() == 0, migrate.log.read_text()
+    services = {
+        "orchestrator": started(bare, "orchestrator", None, orchestrator, tmp_path),
+        "worker": started(bare, "worker", "example", worker, tmp_path),
+    }
+    for name, service in services.items():
+        environment = {"orchestrator": orchestrator, "worker": worker}[name]
+        wait_until(lambda e=environment, s=service: health(e, s) == 0, PATIENCE, service.log.read_text)
+
+    client = [orchestrator / "bin/forkjoin", "submit", tmp_path / "examples/many_branches.json", "--wait"]
+    done = subprocess.run(
+        [str(word) for word in client], env=bare.environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert '"primes": 78498' in done.stdout, done.stderr
+    assert [service.stop() for service in services.values()] == [0, 0]
+
+
+@dataclass
+class OfAnImage(Service):
+    """A process with the environment of an image."""
+
+    environment: dict[str, str]
+    health_check: list[str]
+
+
+def started(
+    cluster: Cluster, image: str, target: str | None, environment: Path, directory: Path, *command: str
+) -> OfAnImage:
+    """Start what an image starts, from an environment that was made as it makes its own."""
+    built = Dockerfile.read(f"{image}.Dockerfile").built(target)
+    last = {instruction.name: instruction for instruction in built}
+    given = dict(pair.split("=", 1) for one in built if one.name == "ENV" for pair in one.value.split())
+    [port] = free_ports(1)
+    settings = {
+        "PATH": f"{environment}/bin:/usr/bin:/bin",
+        **{name: value for name, value in given.items() if name != "PATH"},
+        "FORKJOIN_HTTP_PORT": str(port),
+        "FORKJOIN_AMQP_URL": cluster.amqp_url,
+        **({"FORKJOIN_DATABASE_URL": cluster.database_url} if image == "orchestrator" else {}),
+    }
+    words = [*last["ENTRYPOINT"].words, *(command or last["CMD"].words)]
+    log = directory / f"{image}-{port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(environment / "bin" / words[0]), *words[1:]],
+            cwd=directory, env=settings, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    check = Instruction("CMD", last["HEALTHCHECK"].value.partition("CMD ")[2]).words
+    service = OfAnImage(process, log, settings, check)
+    cluster.services.append(service)
+    return service
+
+
+def health(environment: Path, service: OfAnImage) -> int:
+    """Return what the health check of the image ends with; it asks for readiness here, to wait for that."""
+    python, *words, _ = service.health_check
+    command = [str(environment / "bin" / python), *words, "/readyz"]
+    return subprocess.run(command, env=service.environment, capture_output=True, check=False).returncode
 
 
 @pytest.fixture(scope="module")
