@@ -108,7 +108,7 @@ async def serve(registry: AgentRegistry, settings: WorkerSettings) -> int:
 
 @asynccontextmanager
 async def _worker(broker: RabbitmqBroker, registry: AgentRegistry, settings: WorkerSettings) -> AsyncIterator[Worker]:
-    """Yield the worker; where a port is set, it is counted what it does, and can be asked for over HTTP."""
+    """Yield the worker; where a port is set, count what it does, and answer for it there."""
     options = settings.options()
     if settings.http_port is None:
         yield Worker(broker, registry, options)

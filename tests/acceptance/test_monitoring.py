@@ -66,7 +66,7 @@ def test_probes_and_numbers_of_a_cluster_that_works(cluster: Cluster, tmp_path: 
     assert total(theirs, "forkjoin_worker_attempts_total") == 30
     assert theirs.samples["forkjoin_delivery_batch_size_sum", "agent.nap"] == 30
     wait_until(
-        lambda: sum(ask(ports[0], "/metrics").samples["forkjoin_event_loop_lag_seconds_count",] for _ in "1") > 0,
+        lambda: ask(ports[0], "/metrics").samples["forkjoin_event_loop_lag_seconds_count",] > 0,
         PATIENCE,
         lambda: "no lag was measured",
     )
