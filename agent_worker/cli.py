@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
 import structlog
@@ -12,10 +14,13 @@ import typer
 
 from agent_worker.errors import WorkerConfigError
 from agent_worker.loading import load_registry
+from agent_worker.monitoring import WorkerMonitor
 from agent_worker.registry import AgentRegistry
 from agent_worker.settings import WorkerSettings
 from agent_worker.worker import Worker
 from messaging.limits import MAX_PREFETCH
+from messaging.monitoring.metered_broker import MeteredBroker
+from messaging.monitoring.monitored import open_endpoint
 from messaging.port import Broker, BrokerError
 from messaging.rabbitmq import RabbitmqBroker
 from messaging.settings import SettingsInvalid
@@ -81,13 +86,17 @@ async def serve(registry: AgentRegistry, settings: WorkerSettings) -> int:
     """Work until a signal says to stop, and return the exit code."""
     # The scheme, checked by the settings, decides on the adapter; amqp and amqps are what there is.
     broker = RabbitmqBroker(settings.amqp_url.get_secret_value(), name=settings.worker_id)
-    worker = Worker(broker, registry, settings.options())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+    structlog.contextvars.bind_contextvars(worker_id=settings.worker_id)
     code = _FAILED
     try:
-        await worker.run_until_stopped()
+        async with _worker(broker, registry, settings) as worker:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, worker.stop)
+            await worker.run_until_stopped()
         code = 0
+    except SettingsInvalid as error:
+        typer.echo(f"forkjoin-worker: {error}", err=True)
+        return _WRONG_USAGE
     except BrokerError as error:
         log.error("The worker cannot go on", action="worker_failed", error=str(error))
     finally:
@@ -95,6 +104,21 @@ async def serve(registry: AgentRegistry, settings: WorkerSettings) -> int:
         _exit_at_latest(CLOSE_TIMEOUT, code)
     log.info("The worker has stopped", action="worker_stopped")
     return code
+
+
+@asynccontextmanager
+async def _worker(broker: RabbitmqBroker, registry: AgentRegistry, settings: WorkerSettings) -> AsyncIterator[Worker]:
+    """Yield the worker; where a port is set, count what it does, and answer for it there."""
+    options = settings.options()
+    if settings.http_port is None:
+        yield Worker(broker, registry, options)
+        return
+    monitor = WorkerMonitor(broker, lambda: broker.reconnects, options.concurrency)
+    metered = MeteredBroker(broker, monitor.meter.broker)
+    worker = Worker(metered, registry, options, book=monitor.book, observer=monitor.attempts.ended)
+    monitor.watch(worker)
+    async with open_endpoint(settings, settings.http_port, monitor, monitor.meter.loop_lag):
+        yield worker
 
 
 async def _close(broker: Broker) -> None:

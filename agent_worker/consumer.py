@@ -48,6 +48,11 @@ class AgentConsumer:
         self._idle.set()
         self._draining = False
 
+    @property
+    def running(self) -> int:
+        """How many attempts take one of its places."""
+        return len(self._running)
+
     async def run(self) -> None:
         """Take tasks until cancelled, or until the consumer is closed."""
         while True:
@@ -175,7 +180,7 @@ class AgentConsumer:
             action="attempt_cancelled",
             **task_ids(attempt.task),
         )
-        attempt.cancel()
+        self._desk.cancel(attempt)
         if (running := self._running.get(attempt)) is not None:
             running.cancel()
             self._loop.call_later(self._desk.cancel_grace, self._abandon, attempt)

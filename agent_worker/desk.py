@@ -27,6 +27,7 @@ from agent_worker.reports import ReportWriter
 from agent_worker.suspects import SUSPECT_FROM, Suspects
 from messaging.crash_points import reach
 from messaging.port import Broker
+from messaging.telemetry import about
 from schemas.messages import AgentTask
 from schemas.statuses import ReportStatus
 from schemas.worker_codes import WorkerErrorCode
@@ -37,10 +38,17 @@ STAND_BY: Final = 2.0  # seconds between questions about a task that another wor
 log = structlog.get_logger(__name__)
 
 
+# Told of each attempt that ends, and how: its outcome, or None where it was cancelled with its run.
+Observer = Callable[[Attempt, Outcome | None], None]
+
+
 class Desk:
     """What the consumers of one worker share."""
 
-    def __init__(self, broker: Broker, registry: AgentRegistry, options: WorkerOptions) -> None:
+    def __init__(
+        self, broker: Broker, registry: AgentRegistry, options: WorkerOptions, observer: Observer | None = None
+    ) -> None:
+        self._observer = observer
         self.reporter = Reporter(broker, confirmed=self._close, too_large=self._too_large)
         self.cancel_grace = options.cancel_grace
         self.cancelled = CancelledWork()
@@ -73,6 +81,12 @@ class Desk:
         """Forget an attempt without a result, before its deliveries are acked or go back to the broker."""
         attempt.dropped = True
         del self._open[attempt.task.task_id.int]
+
+    def cancel(self, attempt: Attempt) -> None:
+        """Note that nobody waits any more for an attempt whose agent runs."""
+        attempt.cancel()
+        if self._observer is not None:
+            self._observer(attempt, None)
 
     def whereabouts(self, task_id: UUID) -> Whereabouts:
         """Return what a colleague should know of a task: whether it runs here, or was finished here."""
@@ -142,6 +156,7 @@ class Desk:
             self._finish(attempt, _unknown_agent(attempt.task, self._registry))
             return
         attempt.start()
+        about(partial(task_ids, attempt.task))
         reach("worker.agent_started", agent.name)
         pulse = attempt.pulse = AttemptPulse(
             lambda status: self._sign_of_life(attempt, status), self._rhythm, _longest_silence(attempt.task)
@@ -189,6 +204,8 @@ class Desk:
         self.reporter.send(Report(attempt, body, final=False))
 
     def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
+        if self._observer is not None:
+            self._observer(attempt, outcome)
         if outcome.error is not None:
             log.warning(
                 "An attempt failed",

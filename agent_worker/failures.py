@@ -16,6 +16,7 @@ from schemas.worker_codes import WorkerErrorCode
 MAX_MESSAGE: Final = 2_000  # characters
 MAX_TRACEBACK: Final = 4_000
 MAX_TYPE: Final = 200
+RETRY_LATER: Final = "retry_later"  # the type of what is no failure: the agent asks to be called again
 _MAX_PROBLEMS: Final = 20
 _MACHINERY: Final = {str(Path(__file__).with_name(name)) for name in ("execution.py", "threads.py")}
 
@@ -55,7 +56,7 @@ def agent_error(error: BaseException) -> AgentError:
     """Return the failure for an exception that came out of an agent."""
     details: dict[str, Any] = {"traceback": agent_traceback(error)}
     if isinstance(error, RetryLater):
-        return AgentError(type="retry_later", message=_message(error), retry_after_seconds=error.seconds)
+        return AgentError(type=RETRY_LATER, message=_message(error), retry_after_seconds=error.seconds)
     if isinstance(error, AgentFailed):
         return AgentError(
             type=clean(str(error.type))[:MAX_TYPE] or "agent_failed",

@@ -8,7 +8,7 @@ import structlog
 
 from agent_worker.cancelled_work import Cancelled
 from agent_worker.consumer import AgentConsumer
-from agent_worker.desk import Desk
+from agent_worker.desk import Desk, Observer
 from agent_worker.errors import NoAgents
 from agent_worker.listener import Listener
 from agent_worker.options import WorkerOptions
@@ -34,16 +34,27 @@ class Worker:
         broker: Where the tasks are; connected by `start` if it is not yet.
         registry: Its agents at the time of `start` are served.
         options: How to work.
+        book: Where its troubles are noted.
+        observer: Told of each attempt that ends.
     """
 
-    def __init__(self, broker: Broker, registry: AgentRegistry, options: WorkerOptions | None = None) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        registry: AgentRegistry,
+        options: WorkerOptions | None = None,
+        *,
+        book: HealthBook | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self._broker = broker
         self._registry = registry
         self._options = options if options is not None else WorkerOptions()
-        self._desk = Desk(broker, registry, self._options)
+        self._desk = Desk(broker, registry, self._options, observer)
         self._listener = Listener(broker, self._desk.colleagues, self._cancel)
-        self._book = HealthBook()
+        self._book = book if book is not None else HealthBook()
         self._consumers: list[AgentConsumer] = []
+        self._ready = False
         self._loops: list[asyncio.Task[None]] = []
         self._receiving: list[asyncio.Task[None]] = []  # those of the loops that take tasks
         self._bugs: list[BaseException] = []
@@ -75,6 +86,21 @@ class Worker:
         self._book.look_at(self._broker)
         return self._book.health
 
+    @property
+    def ready(self) -> bool:
+        """Whether it consumes the queues of all its agents."""
+        return self._ready
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stop.is_set()
+
+    @property
+    def running(self) -> dict[str, int]:
+        """How many attempts of each agent run."""
+        return dict(zip(self._registry.names, [consumer.running for consumer in self._consumers], strict=False))
+
     async def start(self) -> None:
         """Declare or check the queues, and consume them.
 
@@ -95,6 +121,7 @@ class Worker:
         self._run(self._listener.run())
         for queue in queues:
             await self._consume(queue)
+        self._ready = True
         log.info(
             "The worker is ready",
             action="worker_ready",

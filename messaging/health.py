@@ -1,9 +1,10 @@
 """What of a process works, and since when something does not. Both services keep such a book.
 
-One line tells of each change (`health_changed`), and `HealthBook.health` tells whoever asks, as an HTTP endpoint may.
+One line tells of each change (`health_changed`), and `HealthBook.health` tells whoever asks (`messaging.monitoring`).
 """
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -54,6 +55,7 @@ class HealthBook:
     """Notes which parts of this process are in trouble."""
 
     def __init__(self) -> None:
+        self.outages: Counter[str] = Counter()  # how often a part got into trouble
         self._troubles: dict[str, Trouble] = {}
 
     @property
@@ -66,6 +68,7 @@ class HealthBook:
         if part in self._troubles:
             return False
         self._troubles[part] = Trouble(part, datetime.now(UTC), reason)
+        self.outages[part] += 1
         self._tell()
         return True
 

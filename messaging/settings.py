@@ -1,6 +1,6 @@
 """Settings that both services share, from environment variables that start with ``FORKJOIN_``."""
 
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -25,6 +25,13 @@ class ServiceSettings(BaseSettings):
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
     log_format: LogFormat | None = Field(None, description="console or json; by default console on a terminal.")
+
+    http_host: Annotated[str, Field(min_length=1)] = Field(
+        "127.0.0.1", description="Where the HTTP port is open; 0.0.0.0 or :: for every address of the machine."
+    )
+    http_port: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
+        None, description="The port for /livez, /readyz and /metrics; 0 takes a free one. Off unless set."
+    )
 
     @classmethod
     def load(cls, **given: Any) -> Self:

@@ -1,20 +1,31 @@
 """Logging for both services: structlog through the standard library to stderr.
 
 Each line is a constant sentence with an ``action`` slug and fields, for people (console) or programs (one JSON object
-a line).
+a line). What all lines of a process carry is bound with `structlog.contextvars`; what the lines of one task of the
+event loop carry, and of the threads that it starts, is said with `about`.
 """
 
 import logging
 import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from enum import StrEnum
 from typing import Final
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 # The broker libraries log each failed attempt as an error, and our adapter tells of the same with better words.
-# Alembic tells on each start what database it found.
-_QUIETEST_LEVELS: Final = {"aio_pika": logging.CRITICAL, "aiormq": logging.CRITICAL, "alembic": logging.WARNING}
+# Alembic tells on each start what database it found, and uvicorn that it starts and stops.
+_QUIETEST_LEVELS: Final = {
+    "aio_pika": logging.CRITICAL,
+    "aiormq": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    "uvicorn": logging.WARNING,
+}
+
+
+_about: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("about", default=None)
 
 
 class LogLevel(StrEnum):
@@ -56,6 +67,22 @@ def configure_logging(level: LogLevel = LogLevel.INFO, format: LogFormat | None 
     )
 
 
+def about(fields: Callable[[], Mapping[str, object]]) -> None:
+    """Have each line of this task carry *fields*, also those of libraries that log by themselves.
+
+    They are asked for when there is a line, for most tasks write none. What a line says itself goes first.
+    """
+    _about.set(fields)
+
+
+def _say_what_it_is_about(_: object, __: str, line: EventDict) -> EventDict:
+    fields = _about.get()
+    if fields is not None:
+        for name, value in fields().items():
+            line.setdefault(name, value)
+    return line
+
+
 def _format_for_stderr() -> LogFormat:
     return LogFormat.CONSOLE if sys.stderr.isatty() else LogFormat.JSON
 
@@ -63,6 +90,7 @@ def _format_for_stderr() -> LogFormat:
 def _shared_processors() -> list[Processor]:
     return [
         structlog.contextvars.merge_contextvars,
+        _say_what_it_is_about,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

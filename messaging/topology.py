@@ -55,6 +55,9 @@ RESULTS_QUEUE: Final = Queue("orchestrator.results", QueueKind.QUORUM, (Binding(
 COMMANDS_QUEUE: Final = Queue("orchestrator.commands", QueueKind.QUORUM)
 DEAD_LETTERS_QUEUE: Final = Queue("orchestrator.dead-letters", QueueKind.QUORUM, (Binding(DEAD_LETTERS_EXCHANGE, ""),))
 
+# Queues of which each run, block or process has its own.
+_FAMILIES: Final = tuple(f"orchestrator.{purpose}" for purpose in ("gate", "replica", "worker", "watch", "reply"))
+
 QUEUES: Final = (RUNS_QUEUE, RESULTS_QUEUE, COMMANDS_QUEUE, DEAD_LETTERS_QUEUE)
 
 
@@ -120,3 +123,14 @@ def events_queue(watcher_id: str, run_id: UUID) -> Queue:
 def reply_queue(client_id: str) -> Queue:
     """Return a queue in which one client awaits RunResults."""
     return Queue(f"orchestrator.reply.{client_id}", QueueKind.EXCLUSIVE)
+
+
+def queue_family(name: str) -> str:
+    """Return the name under which queues of one purpose are counted together: one for all gates, all replicas, …
+
+    Queues of agents are told apart, as are those that exist once.
+    """
+    for family in _FAMILIES:
+        if name.startswith(f"{family}."):
+            return family
+    return name

@@ -11,9 +11,12 @@ from typing import Any, Final
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
+from messaging.monitoring.metered_broker import MeteredBroker
+from messaging.monitoring.monitored import open_endpoint
 from messaging.port import Broker
 from messaging.rabbitmq import RabbitmqBroker
 from orchestrator.errors import WrongUse
+from orchestrator.monitoring import ReplicaMonitor
 from orchestrator.service.replica import Replica
 from orchestrator.settings import Settings
 from orchestrator.storage.database import Database, is_lost_connection
@@ -47,17 +50,22 @@ def make_broker(settings: Settings, name: str) -> RabbitmqBroker:
 
 
 @asynccontextmanager
-async def running_replica(settings: Settings, database: Database, broker: Broker) -> AsyncIterator[Replica]:
-    """Yield a replica that works; stop it in order at the end."""
+async def running_replica(
+    settings: Settings, database: Database, broker: Broker, monitor: ReplicaMonitor | None = None
+) -> AsyncIterator[Replica]:
+    """Yield a replica that works, and that *monitor* answers for; stop it in order at the end."""
     replica = Replica(
         PostgresStorage(database),
-        broker,
+        broker if monitor is None else MeteredBroker(broker, monitor.meter.broker),
         settings.replica_id,
         unknown_agent_after=settings.unknown_agent_after,
         silent_after=settings.silent_after,
         drain_timeout=settings.drain_timeout,
+        book=monitor.book if monitor is not None else None,
     )
     await replica.start()
+    if monitor is not None:
+        monitor.watch(replica)
     try:
         yield replica
     finally:
@@ -71,18 +79,37 @@ async def serve(settings: Settings) -> None:
         SchemaMismatch: The database schema is not the one that this code needs.
         BrokerUnavailable: RabbitMQ refuses us, for instance for wrong credentials.
         TopologyMismatch: A queue or exchange exists with other properties.
+        SettingsInvalid: A port is set at which nobody can listen.
     """
     _collect_garbage_seldom()
+    structlog.contextvars.bind_contextvars(replica_id=settings.replica_id)
     stop = _stop_on_signals()
     database, broker = make_database(settings), make_broker(settings, settings.replica_id)
     try:
-        if not await _first(asyncio.ensure_future(_all(wait_for_schema(database), broker.connect())), stop):
-            return
-        async with running_replica(settings, database, broker) as replica:
-            await _first(asyncio.ensure_future(replica.failed()), stop)
+        async with _monitored(settings, database, broker, stop) as monitor:
+            if not await _first(asyncio.ensure_future(_all(wait_for_schema(database), broker.connect())), stop):
+                return
+            async with running_replica(settings, database, broker, monitor) as replica:
+                await _first(asyncio.ensure_future(replica.failed()), stop)
     finally:
         await broker.close()
         await _close(database)
+
+
+@asynccontextmanager
+async def _monitored(
+    settings: Settings, database: Database, broker: RabbitmqBroker, stop: asyncio.Event
+) -> AsyncIterator[ReplicaMonitor | None]:
+    """Where a port is set, open it, and yield what answers there."""
+    if settings.http_port is None:
+        yield None
+        return
+    monitor = ReplicaMonitor(database, broker, lambda: broker.reconnects, stop.is_set)
+    async with open_endpoint(settings, settings.http_port, monitor, monitor.meter.loop_lag):
+        try:
+            yield monitor
+        finally:
+            await monitor.close()
 
 
 async def wait_for_schema(database: Database) -> None:

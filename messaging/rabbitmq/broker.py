@@ -64,13 +64,13 @@ class RabbitmqBroker:
     ) -> None:
         parsed = _parse_url(url)
         self._max_message_bytes = max_message_bytes
-        outage = Outage(address_of(parsed))
-        self._publishing = Connection(parsed, name=f"{name} publish", heartbeat=heartbeat, outage=outage)
+        self._outage = Outage(address_of(parsed))
+        self._publishing = Connection(parsed, name=f"{name} publish", heartbeat=heartbeat, outage=self._outage)
         self._consuming = Connection(
             parsed,
             name=f"{name} consume",
             heartbeat=heartbeat,
-            outage=outage,
+            outage=self._outage,
             on_connected=self._declare_exchanges_again,
         )
         self._publisher = Publisher(self._publishing, timeout=publish_timeout)
@@ -81,6 +81,11 @@ class RabbitmqBroker:
     def connected(self) -> bool:
         """Whether both connections are there, as far as is known."""
         return self._publishing.connected and self._consuming.connected
+
+    @property
+    def reconnects(self) -> int:
+        """How often one of the connections was lost and restored."""
+        return self._outage.reconnects
 
     async def connect(self) -> None:
         """Connect, and keep trying with back-off until it works.

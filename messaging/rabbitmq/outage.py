@@ -17,6 +17,7 @@ class Outage:
     """
 
     def __init__(self, broker: str) -> None:
+        self.reconnects = 0  # connections that were lost and are there again
         self._broker = broker
         self._down: set[str] = set()
         self._lost_at = 0.0
@@ -55,6 +56,7 @@ class Outage:
         self._told = False
         was_down = connection in self._down
         self._down.discard(connection)
+        self.reconnects += was_down
         if was_down and not self._down:
             self._silent = False
             log.info(

@@ -31,7 +31,7 @@ from orchestrator.engine.inputs import (
 )
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import BlockPlan, LoopPlan
-from orchestrator.engine.records import StepExecution
+from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.service.outgoing import event_rows, outbox_row
 from orchestrator.service.plans import PlanCache
@@ -67,16 +67,20 @@ class GateChange:
 
 @dataclass(slots=True)
 class Committed:
-    """What a committed batch leaves to do: messages to send, gates to open and to tell; and what to log."""
+    """What a committed batch leaves to do: messages to send, gates to open and to tell; what to log and to count."""
 
     answers: list[Answer]
     begun: float = 0.0  # when its transaction began, by the event loop's clock
+    seconds: float = 0.0  # how long that took
     messages: Sequence[OutboxRow] = ()
     left_in_outbox: bool = False
     gates: list[GateRow] = field(default_factory=list)
     gate_changes: list[GateChange] = field(default_factory=list)
     limited_agents: set[str] = field(default_factory=set)  # whose tasks are held now, or whose attempts have ended
-    failed_steps: list[StepExecution] = field(default_factory=list)
+    ended_runs: list[Run] = field(default_factory=list)
+    ended_steps: list[StepExecution] = field(default_factory=list)  # but for those that were cancelled with others
+    cancelled_steps: list[CancelledStep] = field(default_factory=list)
+    ended_attempts: list[StepExecution] = field(default_factory=list)  # of steps that go on with another
     left: list[SlotsFree] = field(default_factory=list)  # to be decided next, in another transaction
 
 
@@ -214,6 +218,7 @@ class Batch:
             self._open_gate(next(step for step in decision.steps if step.step_id == decision.opens_gate))
         if decision.ended is not None:
             self._uow.add_ended_attempt(decision.ended)
+            self._result.ended_attempts.append(decision.ended.step)
         for send in decision.sends:
             self._send(run_id, send, state.steps)
             # A branch has one ticket, with the id of its first step.
@@ -256,6 +261,8 @@ class Batch:
             self._uow.change_run(run)
         if state.run is None or state.run.status is not run.status:
             self._events[run.id].append(run_change(run))
+            if run.status.is_final:
+                self._result.ended_runs.append(run)
 
     def _record_step(
         self, before: StepExecution | None, after: StepExecution, ended: EndedAttempt | None = None
@@ -265,8 +272,8 @@ class Batch:
         else:
             self._uow.change_step(after)
         self._events[after.run_id].extend(step_changes(before, after, ended))
-        if after.status is StepStatus.FAILED:
-            self._result.failed_steps.append(after)
+        if after.status.is_final and (before is None or before.status is not after.status):
+            self._result.ended_steps.append(after)
         agent_name = after.agent_name
         frees_slot = before is not None and before.is_dispatched and not after.is_dispatched
         if frees_slot and agent_name in self._uow.limited_agents:
@@ -309,6 +316,7 @@ class Batch:
         assert block is not None, "one of its branches has just ended"
         assert block.branches is not None, "it is a block"
         cancelled = await self._uow.close_line(run_id, block_id, block.branches.passed, self._moment.now)
+        self._result.cancelled_steps.extend(cancelled)
         self._events[run_id].extend(self._cancelled(step) for step in cancelled)
         self._gate_change(run_id, block_id).ended.extend(step.step_id for step in cancelled)
         return LineClosed(run_id, block_id, len(cancelled))
@@ -316,7 +324,9 @@ class Batch:
     async def _cancel_open_steps(self, run_id: UUID, block_id: str | None) -> None:
         plan = self._states[run_id].plan
         self._result.limited_agents |= self._uow.limited_agents  # attempts of any of them may be among the cancelled
-        for step in await self._uow.cancel_open_steps(run_id, block_id, self._moment.now):
+        cancelled = await self._uow.cancel_open_steps(run_id, block_id, self._moment.now)
+        self._result.cancelled_steps.extend(cancelled)
+        for step in cancelled:
             if block_id is not None and plan is not None and isinstance(plan.step(step.step_id), BlockPlan | LoopPlan):
                 self._uow.send(outbox_row(run_id, SendCancellation(run_id, step.step_id), self._new_id))
             self._events[run_id].append(self._cancelled(step))

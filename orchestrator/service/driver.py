@@ -11,7 +11,16 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from messaging.crash_points import reach
 from orchestrator.engine.decision import Verdict
-from orchestrator.engine.inputs import BranchArrived, ExternalInput, SlotsFree
+from orchestrator.engine.inputs import (
+    AttemptOverdue,
+    BranchArrived,
+    ExternalInput,
+    RetryDue,
+    SlotsFree,
+    TaskMissing,
+    TaskReported,
+    TaskUndeliverable,
+)
 from orchestrator.service.batch import Answer, Batch, Committed
 from orchestrator.service.health import DatabaseWatch
 from orchestrator.service.ids import RandomIds
@@ -19,6 +28,7 @@ from orchestrator.service.plans import PlanCache
 from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.port import Storage
 from orchestrator.storage.unit_of_work import unit_of_work
+from schemas.statuses import StepStatus
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +96,7 @@ class Driver:
         with self.database.using():
             async with unit_of_work(self._storage, self._replica_id) as uow:
                 committed = await Batch(uow, self._plans, self._new_id, random.random).run(inputs)
-        committed.begun = begun
+        committed.begun, committed.seconds = begun, asyncio.get_running_loop().time() - begun
         reach("transaction.committed", inputs)
         committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox
         return committed
@@ -99,11 +109,13 @@ class Driver:
                     "An input had no effect",
                     action="input_without_effect",
                     input=type(event).__name__,
-                    run_id=str(event.run_id),
                     verdict=answer.verdict.value,
                     code=answer.code,
+                    **_ids(event),
                 )
-        for step in committed.failed_steps:
+        for step in committed.ended_steps:
+            if step.status is not StepStatus.FAILED:
+                continue
             assert step.error is not None
             log.warning(
                 "A step failed",
@@ -111,10 +123,26 @@ class Driver:
                 run_id=str(step.run_id),
                 step_id=step.step_id,
                 parent_step_id=step.parent_step_id,
+                agent_name=step.agent_name,
+                attempt=step.attempt,
+                task_id=str(step.task_id) if step.task_id is not None else None,
                 worker_id=step.worker_id,
                 code=step.error.code,
                 error=step.error.message,
             )
+
+
+def _ids(event: ExternalInput) -> dict[str, str]:
+    """Return what a line about an input carries: its run, and its step and task as far as it names them."""
+    match event:
+        case TaskReported(report):
+            return {"run_id": str(event.run_id), "task_id": str(report.task_id), "worker_id": report.worker_id}
+        case AttemptOverdue() | TaskUndeliverable() | TaskMissing():
+            return {"run_id": str(event.run_id), "step_id": event.step_id, "task_id": str(event.task_id)}
+        case RetryDue():
+            return {"run_id": str(event.run_id), "step_id": event.step_id}
+        case _:
+            return {"run_id": str(event.run_id)}
 
 
 def _tried_enough(state: RetryCallState) -> bool:

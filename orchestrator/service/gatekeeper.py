@@ -98,7 +98,12 @@ class Gatekeeper:
             try:
                 await self._tend(key, lease)
             except RunLocked:  # the other gates are not to wait for this one
-                log.info("Somebody keeps a run locked; its gate waits", action="gate_waits", gate=str(key))
+                log.info(
+                    "Somebody keeps a run locked; its gate waits",
+                    action="gate_waits",
+                    run_id=str(key[0]),
+                    block_id=key[1],
+                )
 
     async def take_notice(self, notice: GateNotice) -> None:
         """Act on what a transaction of this or another replica changed."""

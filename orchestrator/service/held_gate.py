@@ -83,7 +83,9 @@ class HeldGate:
         except ConsumerClosed:
             return
         except Exception:
-            log.exception("A gate stopped; it is opened anew", action="gate_failed", gate=str(self.key))
+            log.exception(
+                "A gate stopped; it is opened anew", action="gate_failed", run_id=str(self.key[0]), block_id=self.key[1]
+            )
             raise
 
     async def _take(self, deliveries: Sequence[Delivery]) -> None:
@@ -120,14 +122,24 @@ class HeldGate:
             await self._ask_unless_locked(unknown)
         except Exception:
             # The tickets stay in hand, and the next lease round looks after them.
-            log.exception("Tickets could not be asked about", action="gate_question_failed", gate=str(self.key))
+            log.exception(
+                "Tickets could not be asked about",
+                action="gate_question_failed",
+                run_id=str(self.key[0]),
+                block_id=self.key[1],
+            )
 
     async def _ask_unless_locked(self, arrived: Sequence[str]) -> None:
         try:
             await self._ask(arrived)
         except RunLocked:
             # The tickets stay in hand, and the next lease round looks after them.
-            log.info("Somebody keeps a run locked; its gate waits", action="gate_waits", gate=str(self.key))
+            log.info(
+                "Somebody keeps a run locked; its gate waits",
+                action="gate_waits",
+                run_id=str(self.key[0]),
+                block_id=self.key[1],
+            )
 
     async def _ask(self, arrived: Sequence[str]) -> None:
         run_id, block_id = self.key

@@ -244,7 +244,14 @@ class Intake:
         return True
 
     async def _blame(self, consumer: Consumer, delivery: Delivery, error: Exception) -> None:
-        log.exception("An input cannot be applied", action="input_failed", queue=self._queue.name, exc_info=error)
+        log.exception(
+            "An input cannot be applied",
+            action="input_failed",
+            queue=self._queue.name,
+            message_id=delivery.message_id,
+            correlation_id=delivery.correlation_id,
+            exc_info=error,
+        )
         first_line = str(error).partition("\n")[0]
         reason = DeadLetterReason("internal_error", f"{type(error).__name__}: {first_line[:500]}")
         await self._dead_letter(consumer, delivery, reason)

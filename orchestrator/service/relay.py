@@ -262,7 +262,15 @@ class Relay:
 
     def _too_large(self, row: OutboxRow) -> list[TaskUndeliverable]:
         size = len(row.body)
-        log.error("A message exceeds the broker's limit", action="message_too_large", type=row.type, size=size)
+        log.error(
+            "A message exceeds the broker's limit",
+            action="message_too_large",
+            type=row.type,
+            size=size,
+            run_id=_text(row.run_id),
+            step_id=row.step_id,
+            task_id=_text(row.task_id),
+        )
         if row.run_id is None or row.task_id is None or row.step_id is None:
             return []
         return [TaskUndeliverable(row.run_id, row.step_id, row.task_id, codes.PAYLOAD_TOO_LARGE)]
@@ -289,6 +297,7 @@ class Relay:
                     agent_name=row.routing_key,
                     run_id=str(row.run_id),
                     step_id=row.step_id,
+                    task_id=str(row.task_id),
                 )
             elif late.unroutable_for.total_seconds() >= self._unknown_agent_after:
                 given_up.append(TaskUndeliverable(row.run_id, row.step_id, row.task_id, codes.UNKNOWN_AGENT))
@@ -300,6 +309,10 @@ class Relay:
         await self._driver.drive(undeliverable)
         async with self._storage.outbox() as outbox:
             await outbox.delete_tasks([event.task_id for event in undeliverable])
+
+
+def _text(identity: UUID | None) -> str | None:
+    return None if identity is None else str(identity)
 
 
 def _undeliverable(row: OutboxRow, outcome: PublishOutcome) -> Undeliverable:

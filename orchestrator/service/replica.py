@@ -57,6 +57,7 @@ class Replica:
         unknown_agent_after: float = 60.0,
         silent_after: float = 30.0,
         drain_timeout: float = 30.0,
+        book: HealthBook | None = None,
     ) -> None:
         """Wire the loops together; `start` starts them.
 
@@ -67,12 +68,13 @@ class Replica:
             unknown_agent_after: Seconds for which a task that no queue takes is tried before its step fails.
             silent_after: Seconds without a sign of life after which a task that its queue does not hold is sent again.
             drain_timeout: Seconds for which `stop` finishes what is under way.
+            book: Where its troubles are noted.
         """
         plans = PlanCache()
         self._broker = broker
         self._replica_id = replica_id
         self._drain_timeout = drain_timeout
-        self._book = HealthBook()
+        self._book = book if book is not None else HealthBook()
         self.driver = Driver(storage, replica_id, plans, DatabaseWatch(self._book))
         self.gatekeeper = Gatekeeper(storage, broker, self.driver, replica_id)
         self.relay = Relay(storage, broker, self.driver, unknown_agent_after=unknown_agent_after)

@@ -134,8 +134,8 @@ def _sqlstate(error: BaseException) -> str:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise WrongUse("the database URL cannot be read; it looks like postgresql://user:password@host/name") from error
+    except (ArgumentError, ValueError):  # their texts may quote what they take for a port, and that may be the password
+        raise WrongUse("the database URL cannot be read; it looks like postgresql://user:password@host/name") from None
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise WrongUse(f"the database must be Postgres (postgresql://…), not {parsed.get_backend_name()}")
     return parsed

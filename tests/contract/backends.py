@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from yarl import URL
 
 from messaging.memory import MemoryBroker, MemoryServer
+from messaging.monitoring.metered_broker import BrokerMeter, MeteredBroker
 from messaging.port import Broker
 from messaging.rabbitmq import RabbitmqBroker
 from tests.contract.proxy import Proxy
@@ -69,6 +70,18 @@ class MemoryBackend:
     async def close(self) -> None:
         for client in self._clients:
             await client.close()
+
+
+class MeteredBackend(MemoryBackend):
+    """The same, with clients that count what passes."""
+
+    def unconnected_client(self, **options: Any) -> MeteredBroker:
+        return MeteredBroker(super().unconnected_client(**options), BrokerMeter())
+
+    async def client(self, **options: Any) -> MeteredBroker:
+        client = self.unconnected_client(**options)
+        await client.connect()
+        return client
 
 
 class RabbitmqBackend:

@@ -5,20 +5,21 @@ from collections.abc import AsyncIterator
 import pytest
 
 from messaging.port import Broker
-from tests.contract.backends import Backend, MemoryBackend, RabbitmqBackend
+from tests.contract.backends import Backend, MemoryBackend, MeteredBackend, RabbitmqBackend
 
 
-@pytest.fixture(params=["memory", "rabbitmq"])
+@pytest.fixture(params=["memory", "metered", "rabbitmq"])
 def amqp_address(request: pytest.FixtureRequest) -> str | None:
     """The URL of a fresh vhost, or None for the in-memory adapter."""
     return request.getfixturevalue("amqp_url") if request.param == "rabbitmq" else None
 
 
 @pytest.fixture
-async def backend(amqp_address: str | None) -> AsyncIterator[Backend]:
+async def backend(request: pytest.FixtureRequest, amqp_address: str | None) -> AsyncIterator[Backend]:
     backend: Backend
     if amqp_address is None:
-        backend = MemoryBackend()
+        metered = "metered" in request.node.callspec.params.values()
+        backend = MeteredBackend() if metered else MemoryBackend()
     else:
         backend = RabbitmqBackend(amqp_address)
         await backend.start()

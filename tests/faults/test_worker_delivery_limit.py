@@ -22,7 +22,7 @@ LIMIT = 2
 
 @pytest.fixture
 async def broker(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[RabbitmqBroker]:
-    """A client of a vhost whose agents' queues have a delivery limit, as deploy/README.md proposes."""
+    """A client of a vhost whose agents' queues have a delivery limit, as deploy/compose/README.md proposes."""
     if rabbitmq.management is None:
         pytest.skip("needs RabbitMQ's management API, to set a policy")
     vhost = urlsplit(amqp_url).path.removeprefix("/")

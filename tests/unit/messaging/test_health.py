@@ -25,6 +25,7 @@ def test_each_trouble_is_news_once_and_so_is_its_end() -> None:
         assert not book.well("database")
         assert book.well("broker")
     assert book.health.status is HealthStatus.OK
+    assert book.outages == {"database": 1, "broker": 1}
     assert (first.part, first.reason, second.part) == ("database", "out of reach", "broker")
     assert before <= first.since <= datetime.now(UTC)
     assert [(line["action"], line["status"], len(line["reasons"])) for line in lines] == [

@@ -29,6 +29,7 @@ def test_one_line_when_the_broker_is_lost_and_one_when_all_connections_are_back(
         outage.unreachable("publish", AWAY)
         outage.connected("publish")
     assert actions(lines) == ["broker_connection_lost publish", "broker_connection_restored"]
+    assert outage.reconnects == 2, "the first connection is none"
 
 
 def test_a_second_outage_is_told_as_the_first_was() -> None:

@@ -72,11 +72,15 @@ def test_passwords_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hush" not in str(Settings.load())
 
 
-def test_a_database_url_that_is_none_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORKJOIN_DATABASE_URL", "mysql://user:hush@host/db")
+@pytest.mark.parametrize(
+    "url", ["mysql://user:hush@host/db", "postgresql://user@host:hush/db", "postgresql://user:hush@[::1/db", "hush"]
+)
+def test_a_database_url_that_is_none_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("FORKJOIN_DATABASE_URL", url)
     with pytest.raises(WrongUse, match="postgresql://") as wrong:
         make_database(Settings.load())
     assert "hush" not in str(wrong.value)
+    assert wrong.value.__cause__ is None
 
 
 def test_a_missing_database_url_is_told_with_an_example() -> None:

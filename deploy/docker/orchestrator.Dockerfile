@@ -1,0 +1,35 @@
+# The orchestrator: `forkjoin serve`, and every other `forkjoin` command. From the repository's root:
+#   docker build --file deploy/docker/orchestrator.Dockerfile --tag forkjoin-orchestrator .
+
+FROM python:3.12-slim AS build
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY agent_worker agent_worker
+COPY messaging messaging
+COPY orchestrator orchestrator
+COPY schemas schemas
+# Without pip in it: the environment is copied as it is, and whoever adds to it brings one (agents.Dockerfile).
+RUN python -m venv --without-pip /opt/forkjoin \
+    && pip --python /opt/forkjoin/bin/python install --no-cache-dir --disable-pip-version-check \
+        ".[orchestrator,monitoring]"
+
+FROM python:3.12-slim
+LABEL org.opencontainers.image.title="forkjoin orchestrator" \
+    org.opencontainers.image.licenses="Apache-2.0"
+RUN python -m pip uninstall --yes --quiet --root-user-action ignore pip \
+    && groupadd --system --gid 10001 forkjoin \
+    && useradd --system --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin forkjoin
+COPY --from=build /opt/forkjoin /opt/forkjoin
+WORKDIR /app
+ENV PATH=/opt/forkjoin/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    FORKJOIN_LOG_FORMAT=json \
+    FORKJOIN_HTTP_HOST=0.0.0.0 \
+    FORKJOIN_HTTP_PORT=8080
+USER 10001:10001
+EXPOSE 8080
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
+    CMD ["python", "-m", "messaging.monitoring.probe", "/livez"]
+ENTRYPOINT ["forkjoin"]
+CMD ["serve"]
