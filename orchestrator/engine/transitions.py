@@ -8,9 +8,9 @@ turn such an input into a verdict instead.
 
 START on a PENDING step enters a block that waited at a gate, or was taken over from an earlier run. It is allowed on a
 RUNNING step because a task may be delivered again after its worker died: the second worker reports that it started, and
-the row shows who works on it now. COMPLETE, FAIL and RETRY are allowed on a QUEUED step because a worker need not report
-the start of a short attempt. RETRY leads back to PENDING, where the step waits for its next attempt, which DISPATCH
-starts.
+the row shows who works on it now. COMPLETE, FAIL and RETRY are allowed on a QUEUED step because a worker need not
+report the start of a short attempt. RETRY leads back to PENDING, where the step waits for its next attempt, which
+DISPATCH starts.
 
 A final status has no way out. That is promise O7, and the reason why late and repeated messages are harmless.
 """
