@@ -5,11 +5,12 @@ where it has none, the path goes on as the conditional itself would. Paths may l
 beforehand, so a plan has a next step for each step, and the run needs no memory of how it came there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 _KEPT: Final = 2  # of the ways on that a step can have: two that differ are a problem, more say nothing new
+_KEPT_ALIKE: Final = 2  # of those that go on at the same step, but from paths that lie elsewhere
 
 
 class Crossing(NamedTuple):
@@ -41,7 +42,7 @@ def ways(start: str, crossings: Mapping[str, Crossing]) -> Ways:
     found = Ways({}, {})
     for step_id, some in paths.items():
         following = crossings[step_id].next_step
-        ends = tuple(dict.fromkeys(path.goes_on if path is not None else None for path in some))
+        ends = tuple(dict.fromkeys(map(_end, some)))
         if following is None and len(ends) > 1:
             found.uncertain[step_id] = ends
         found.following[step_id] = following if following is not None else ends[0]
@@ -57,7 +58,7 @@ def _paths(start: str, crossings: Mapping[str, Crossing]) -> dict[str, list[_Pat
         while path is not None and path.goes_on == step_id:  # it leaves the path
             path = path.within
         crossing, some = crossings.get(step_id), paths.setdefault(step_id, [])
-        if crossing is None or len(some) == _KEPT or any(path is other for other in some):
+        if crossing is None or any(path is other for other in some) or _says_nothing_new(path, some):
             continue
         some.append(path)
         inner = path
@@ -67,3 +68,12 @@ def _paths(start: str, crossings: Mapping[str, Crossing]) -> dict[str, list[_Pat
         ahead += [(target, path) for target in crossing.handlers]
         ahead += [(target, inner) for target in crossing.choices]
     return {step_id: some for step_id, some in paths.items() if step_id in crossings}
+
+
+def _says_nothing_new(path: _Path | None, some: Sequence[_Path | None]) -> bool:
+    ends = [_end(other) for other in some]
+    return len(set(ends)) == _KEPT or ends.count(_end(path)) == _KEPT_ALIKE
+
+
+def _end(path: _Path | None) -> str | None:
+    return path.goes_on if path is not None else None

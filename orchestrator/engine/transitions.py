@@ -2,13 +2,15 @@
 
 A step execution is born PENDING (a branch that waits at its gate), QUEUED (its task goes out at once), RUNNING (a
 block, which runs as soon as its branches exist), COMPLETED (a conditional, which is over when it is reached), SKIPPED
-or FAILED (its input could not be made). From there only the changes below exist; what is not in the table does not
-happen, and the decisions turn such an input into a verdict instead.
+or FAILED (its input could not be made). In a run that retries another it may also be born as it ended there, or PENDING
+to be done again. From there only the changes below exist; what is not in the table does not happen, and the decisions
+turn such an input into a verdict instead.
 
-START on a PENDING step enters a block that waited at a gate. It is allowed on a RUNNING step because a task may be
-delivered again after its worker died: the second worker reports that it started, and the row shows who works on it
-now. COMPLETE, FAIL and RETRY are allowed on a QUEUED step because a worker need not report the start of a short
-attempt. RETRY leads back to PENDING, where the step waits for its next attempt, which DISPATCH starts.
+START on a PENDING step enters a block that waited at a gate, or was taken over from an earlier run. It is allowed on a
+RUNNING step because a task may be delivered again after its worker died: the second worker reports that it started, and
+the row shows who works on it now. COMPLETE, FAIL and RETRY are allowed on a QUEUED step because a worker need not
+report the start of a short attempt. RETRY leads back to PENDING, where the step waits for its next attempt, which
+DISPATCH starts.
 
 A final status has no way out. That is promise O7, and the reason why late and repeated messages are harmless.
 """

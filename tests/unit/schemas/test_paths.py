@@ -57,6 +57,16 @@ def test_a_step_on_two_paths_that_go_on_elsewhere_is_uncertain() -> None:
     assert ways("one", crossings).uncertain == {"shared": ("two", "end")}
 
 
+def test_nor_does_it_hide_behind_two_paths_that_go_on_alike() -> None:
+    crossings = {
+        "one": Crossing("end", ("two",), ("two",)),
+        "two": Crossing("end", ("shared",), ("shared",)),
+        "shared": step(),
+        "end": step("shared"),
+    }
+    assert ways("one", crossings).uncertain == {"shared": ("end", None)}
+
+
 def test_a_step_that_says_where_it_leads_is_not() -> None:
     crossings = {
         "one": choice("two", "shared"),
