@@ -28,7 +28,8 @@ NOTHING: Final = Wanted()
 
 def run(run_id: UUID | None = None, **fields: Any) -> Run:
     """Return a run that goes on."""
-    known = {"status": RunStatus.RUNNING, "definition_id": DEFINITION, "request_digest": "digest", "reply": None}
+    known = {"status": RunStatus.RUNNING, "definition_id": DEFINITION, "workflow_id": "small"}
+    known |= {"request_digest": "digest", "reply": None}
     return Run(**{"id": run_id or uuid4(), "started_at": TIME, **known, **fields})
 
 

@@ -63,7 +63,8 @@ def cancel_open_steps(
         blocks.add(step.step_id)
         if not step.status.is_final:
             transaction.put_step(row.cancelled(now))
-            cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt))
+            child = step.child_run_id
+            cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt, child))
     return cancelled
 
 
