@@ -25,6 +25,8 @@ INPUTS = {
     "fork_join": [],
     "conditional": [],
     "nested_blocks": [],
+    "sub_workflow": ["--with", "examples/document_analysis.json"],
+    "document_analysis": ["--input", '{"path": "documents/queues.txt"}'],
 }
 
 
