@@ -55,6 +55,7 @@ class Case:
     steps: Mapping[str, Mapping[str, Any]]
     behaviours: Mapping[str, Behaviour]
     failing_first: Mapping[str, int] = field(default_factory=dict)  # so many attempts fail before that
+    delegated: frozenset[str] = frozenset()  # steps whose agents are called by runs of other workflows
 
     def behaviour(self, step_id: str) -> Behaviour:
         return self.behaviours.get(step_id, Behaviour.COMPLETES)
@@ -74,8 +75,26 @@ class Case:
         return all(_join(step).get("on_decided") != "cancel" for step in self.steps.values())
 
     @property
+    def document(self) -> dict[str, Any]:
+        """The workflow, with sub-workflows for the steps that are delegated."""
+        steps = {name: self._delegated(name) if name in self.delegated else step for name, step in self.steps.items()}
+        return {"name": "case", "start_step": "n1", "steps": steps}
+
+    def _delegated(self, step_id: str) -> dict[str, Any]:
+        kept = {name: value for name, value in self.steps[step_id].items() if name not in _OF_AGENTS}
+        return {"type": "sub_workflow", "workflow_id": delegate(step_id), **kept}
+
+    @property
     def workflow(self) -> Workflow:
         return parse_workflow({"name": "case", "start_step": "n1", "steps": self.steps})
+
+
+_OF_AGENTS = frozenset({"agent_name", "queue_timeout_seconds"})
+
+
+def delegate(step_id: str) -> str:
+    """Return the workflow to which a step is delegated."""
+    return f"delegate of {step_id}"
 
 
 def said(step_id: str, value: Any) -> dict[str, str]:
@@ -211,7 +230,9 @@ def _agent_outcome(case: Case, step: AgentStep, scope: Scope) -> StepOutcome:
     behaviour = case.last_behaviour(step.id)
     if behaviour is Behaviour.COMPLETES:
         return StepOutcome(StepStatus.COMPLETED, said(step.id, value), None)
-    return StepOutcome(StepStatus.FAILED, None, {"code": ERROR_CODES[behaviour]})
+    is_told = step.id in case.delegated and behaviour is not Behaviour.HANGS  # by a run that failed
+    code = codes.SUB_WORKFLOW_FAILED if is_told else ERROR_CODES[behaviour]
+    return StepOutcome(StepStatus.FAILED, None, {"code": code})
 
 
 def _handler(case: Case, step_id: str, outcomes: Mapping[str, StepOutcome]) -> str | None:

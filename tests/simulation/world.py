@@ -13,13 +13,23 @@ from agent_worker.options import WorkerOptions
 from agent_worker.worker import Worker
 from messaging.topology import GATE_EXPIRES
 from orchestrator.service.replica import Replica
+from schemas.validation import parse_workflow
 from tests.property.cases import Behaviour, said
 from tests.simulation.chaos import Chaos
 from tests.simulation.client import SimulatedClient
 from tests.simulation.clock import virtual_now
 from tests.simulation.entropy import Dice
 from tests.simulation.member import Member, Role
-from tests.simulation.oracles import Execution, History, Violation, check_outcome, check_repeats, check_told, require
+from tests.simulation.oracles import (
+    Execution,
+    History,
+    Violation,
+    check_children,
+    check_outcome,
+    check_repeats,
+    check_told,
+    require,
+)
 from tests.simulation.server import SimulatedServer
 from tests.simulation.storage import Commit, MemoryStorage
 
@@ -57,6 +67,7 @@ class World:
             Violation: An oracle said no.
             Exception: A replica or a worker ended by it.
         """
+        await self._register_delegates()
         for role in (self._replica, self._worker):
             for _ in range(self._dice.pick([1, 2, 2, 3])):
                 self._start(role)
@@ -67,6 +78,13 @@ class World:
             accidents.cancel()
         await self._quiet()
         self._check_ends()
+
+    async def _register_delegates(self) -> None:
+        operator = self._storage.client("operator")
+        for document in (document for run in self._client.runs for document in run.delegates):
+            workflow = parse_workflow(document)
+            await operator.store_definition(workflow, document)
+            self._storage.register_workflow(workflow, document)
 
     async def shut_down(self) -> None:
         """End all processes."""
@@ -134,7 +152,6 @@ class World:
 
     def _agents(self, member: Member) -> AgentRegistry:
         agents = AgentRegistry()
-        cases = {run.run_id: run.case for run in self._client.runs}
 
         @agents.agent("x")
         async def x(input: Any, context: AgentContext) -> Any:
@@ -142,13 +159,22 @@ class World:
                 Execution(context.run_id, context.step_id, context.attempt, member.name, self.chaos.now)
             )
             member.note(f"works on {context.step_id}")
-            behaviour = cases[context.run_id].behaviour_of(context.step_id, context.attempt)
+            behaviour = self._behaviour(context)
             await asyncio.sleep(1e9 if behaviour is Behaviour.HANGS else self._dice.pick([0.0, 0.01, 0.3, 2.0]))
             if behaviour is Behaviour.FAILS:
                 raise ValueError("as it should")
             return said(context.step_id, input)
 
         return agents
+
+    def _behaviour(self, context: AgentContext) -> Behaviour:
+        """Return what an agent does, whether the client's run calls it or one that carries out a step of that."""
+        cases = {run.run_id: run.case for run in self._client.runs}
+        parent = self._storage.runs[context.run_id].parent
+        if parent is None:
+            return cases[context.run_id].behaviour_of(context.step_id, context.attempt)
+        attempt = self._storage.steps[parent.run_id, parent.step_id].attempt
+        return cases[parent.run_id].behaviour_of(parent.step_id, attempt)
 
     # What happens from outside
 
@@ -240,6 +266,7 @@ class World:
             ready, unsettled = self._server.depth(name, self._client.broker).ready, self._server.unsettled(name)
             if ready or unsettled:
                 busy.append(f"{name}: {ready} ready, {unsettled} unsettled")
+        busy += [f"run {run.id} is {run.status}" for run in self._history.runs.values() if not run.status.is_final]
         busy += [f"outbox: {row}" for row in self._storage.outbox_rows]
         busy += [f"gate: {row}" for row in self._storage.gate_rows]
         busy += [f"dead letter: {letter}" for letter in self._storage.dead_letter_rows]
@@ -257,6 +284,7 @@ class World:
             outputs = {step_id: self._storage.output_of(one.run_id, step_id) for step_id in steps}
             check_outcome(one.case, run, steps, outputs, may_be_cancelled=one.may_be_cancelled)
             check_told(run, one.results)
+        check_children(self._history)
         check_repeats(self.executions, len(self.chaos.faults))
 
 
