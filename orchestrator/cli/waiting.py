@@ -132,7 +132,7 @@ def waiting_for(step: StepView, block: StepView | None, queues: Queues) -> Waiti
 
 def wants_queue(step: StepView) -> bool:
     """Whether only the broker can tell what the step waits for."""
-    return step.status is StepStatus.QUEUED
+    return step.status is StepStatus.QUEUED and step.agent_name is not None
 
 
 def words(waiting: WaitingFor) -> str:
