@@ -19,6 +19,7 @@ from schemas.workflow import (
     ParallelStep,
     Retry,
     RetryStrategy,
+    SubWorkflowStep,
     Workflow,
 )
 
@@ -26,7 +27,7 @@ README = (Path(__file__).resolve().parents[3] / "schemas/README.md").read_text(e
 FIELDS = README.partition("## Fields")[2].partition("\n## ")[0]
 
 
-STEPS = [AgentStep, ParallelStep, ForkJoinStep, ConditionalStep, Condition]
+STEPS = [AgentStep, SubWorkflowStep, ParallelStep, ForkJoinStep, ConditionalStep, Condition]
 
 
 @pytest.mark.parametrize("part", [*STEPS, ForkJoinConfig, ForkBranch, Retry, RetryStrategy])
