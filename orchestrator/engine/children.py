@@ -37,8 +37,11 @@ def parent_of(state: RunState, event: RunRequested) -> Parent | None:
     return Parent(above.run.id, step.step_id, above.run.lineage)
 
 
-def started(state: RunState, event: ChildStarted, now: datetime) -> Decision:
+def started(state: RunState, event: ChildStarted, now: datetime) -> Decision | Wanted:
     """Show that the child runs, and give it its time."""
+    missing = state.missing(Wanted(tasks=frozenset({event.task_id})))
+    if missing:
+        return missing
     step = _attempt(state, event.task_id)
     if step is None or step.status.is_final:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)

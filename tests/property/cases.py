@@ -5,7 +5,7 @@ way. Whatever order a distributed run takes, it must arrive at the same.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 from zlib import crc32
@@ -277,7 +277,11 @@ class _Drawn:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Draw a workflow of up to four steps and blocks, in which every step can be reached."""
-    return make_case(_Drawn(draw), [*_BEHAVIOURS, Behaviour.IS_IGNORED])
+    case = make_case(_Drawn(draw), [*_BEHAVIOURS, Behaviour.IS_IGNORED])
+    # No worker has to take a sub-workflow.
+    agents = [name for name, step in case.steps.items() if "agent_name" in step]
+    able = [name for name in agents if case.behaviour(name) is not Behaviour.IS_IGNORED]
+    return replace(case, delegated=frozenset(draw(st.sets(st.sampled_from(able)) if able else st.just(set()))))
 
 
 def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES, fork
 from orchestrator.engine.decide import apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, EndedAttempt, Fork, Join, JoinForm, Send, Verdict
+from orchestrator.engine.decision import Decision, EndedAttempt, Fork, Join, JoinForm, Send, SendCancelRun, Verdict
 from orchestrator.engine.events import step_changes
 from orchestrator.engine.inputs import BlockForked, ExternalInput, Input, LineClosed, RunRequested
 from orchestrator.engine.moment import Moment
@@ -173,6 +173,8 @@ class Transaction:
     def _cancel(self, step: StepExecution) -> None:
         cancelled = step.advanced(Trigger.CANCEL, finished_at=self._moment.now, due_at=None, ready_at=None)
         self.rows.steps[step.step_id] = cancelled
+        if step.child_run_id is not None and step.holds_slot:
+            self.effects.sent.append(SendCancelRun(step.child_run_id, "cancelled"))
         self.effects.told.append((step.step_id, StepStatus.CANCELLED))
 
     # Reading
