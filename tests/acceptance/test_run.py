@@ -89,6 +89,37 @@ def test_the_attempts_of_a_step_are_shown_with_their_errors(example: Alone) -> N
     assert (steps["first"]["attempt"], steps["first"]["status"]) == (3, "COMPLETED")
 
 
+def test_runs_of_sub_workflows_are_kept_with_the_run_that_they_belong_to(example: Alone) -> None:
+    command = ["run", "examples/sub_workflow.json", "--with", "examples/document_analysis.json", "--json"]
+    done = example.forkjoin(*command, FORKJOIN_AGENTS="examples.agents:agents")
+    run_id = json.loads(done.stdout)["run_id"]
+
+    described = json.loads(example.forkjoin("runs", "show", run_id, "--json").stdout)
+    steps = {step["step_id"]: step for step in described["steps"]}
+    below = {name: steps[name]["child"] for name in ("first", "second", "third")}
+    shown = example.forkjoin("runs", "show", below["third"]["run_id"]).stdout
+    listed = [example.forkjoin("runs", "list", *option, "--json").stdout for option in ([], ["--children"])]
+
+    assert [child["status"] for child in below.values()] == ["COMPLETED", "COMPLETED", "FAILED"]
+    assert f"carries out step third of run {run_id}" in shown
+    own, everything = ({run["run_id"]: run["parent_run_id"] for run in json.loads(runs)} for runs in listed)
+    assert run_id in own
+    assert not any(child["run_id"] in own for child in below.values())
+    assert [everything[child["run_id"]] for child in below.values()] == [run_id] * 3
+
+
+def test_a_run_that_ends_before_those_below_it_leaves_none_of_them_open(example: Alone) -> None:
+    below = example.write(block_of(nap(60)) | {"workflow_id": "naps"}, "naps.json")
+    above = {"name": "above", "start_step": "s", "steps": {"s": {"type": "sub_workflow", "workflow_id": "naps"}}}
+    document = example.write(above | {"timeout_seconds": 2}, "above.json")
+
+    done = example.forkjoin("run", document, "--with", below)
+
+    assert done.returncode == 1, done.stderr
+    listed = json.loads(example.forkjoin("runs", "list", "--workflow", "naps", "--children", "--json").stdout)
+    assert [run["status"] for run in listed] == ["CANCELLED"]
+
+
 def unbranched(name: str) -> set[str]:
     """Return the steps that are nobody's branches and that the run passes."""
     steps: dict[str, Any] = json.loads((ROOT / f"examples/{name}.json").read_text())["steps"]

@@ -10,12 +10,17 @@ from uuid import UUID, uuid4
 import pytest
 
 from messaging import topology
+from orchestrator.engine.inputs import CancelRequested
+from orchestrator.service.relay import Relay
 from orchestrator.storage.definitions import register_workflow
+from orchestrator.storage.postgres import PostgresStorage
+from orchestrator.storage.queries import Selection, get_run, list_runs
 from schemas.codec import encode
 from schemas.messages import RunRequest, RunResult
-from schemas.statuses import ResultStatus
+from schemas.statuses import ResultStatus, RunStatus
 from schemas.validation import parse_workflow
 from tests.conftest import Eventually
+from tests.integration.by_hand import driver_without_relay, requested
 from tests.integration.documents import Document, agent, block, workflow
 from tests.integration.system import System, completed
 
@@ -303,6 +308,29 @@ async def test_runs_go_eight_deep_and_no_deeper(system: System, held: Held) -> N
     await system.quiet()
 
 
+# What is shown
+
+
+async def test_a_step_and_its_runs_are_shown_together_and_runs_of_steps_are_listed_where_asked_for(
+    system: System, held: Held
+) -> None:
+    await register(system, child("fails"))
+    run_id = uuid4()
+    await system.run(parent(retry={"max_attempts": 2, "initial_interval_seconds": 0.01}), run_id=run_id)
+    [step] = (await get_run(system.database, run_id)).steps
+    [earlier] = step.earlier_attempts
+    assert (step.sub_workflow_id, step.sub_workflow_version) == ("child", None)
+    assert step.child is not None
+    assert earlier.child is not None
+    assert {step.child.status, earlier.child.status} == {RunStatus.FAILED}
+    for view in (step.child, earlier.child):
+        shown = (await get_run(system.database, view.run_id)).summary
+        assert (shown.parent_run_id, shown.parent_step_id) == (run_id, "calls")
+    assert [run.run_id for run in await list_runs(system.database, Selection(), limit=10)] == [run_id]
+    everything = await list_runs(system.database, Selection(children=True), limit=10)
+    assert {run.run_id for run in everything} == {run_id, step.child.run_id, earlier.child.run_id}
+
+
 # Messages that are lost, late, repeated or forged
 
 
@@ -321,6 +349,46 @@ async def test_a_request_that_comes_after_its_step_was_cancelled_starts_nothing(
     assert letter["code"] == "not_awaited"
     assert await system.status(below) is None
     await system.quiet()
+
+
+async def test_a_run_whose_step_is_being_cancelled_waits_to_hear_of_it(system: System, held: Held) -> None:
+    await register(system, child("held"))
+    run_id = await system.submit(parent())
+    below = await running_child(system, run_id)
+    await system.fetch("DELETE FROM runs WHERE id = $1", below)
+    async with system.database.transaction() as cancelling:
+        await cancelling.execute("UPDATE runs SET status = 'CANCELLED' WHERE id = $1", run_id)
+        await cancelling.execute("UPDATE step_executions SET status = 'CANCELLED' WHERE run_id = $1", run_id)
+        request = RunRequest(run_id=below, workflow_id="child", input={}, parent_run_id=run_id)
+        await system.publish(topology.RUNS_QUEUE.name, encode(request))
+        await system.somebody_waits_for_a_lock()
+    [letter] = await system.dead_letters(1)
+    assert letter["code"] == "not_awaited"
+    assert await system.status(below) is None
+
+
+async def test_what_no_queue_takes_between_a_step_and_its_run_is_kept_for_when_there_is_one(system: System) -> None:
+    await register(system, child())
+    event = await requested(system.database, parent())
+    driver = driver_without_relay(system.database)
+    await driver.drive([event])
+    await system.broker.declare(topology.EXCHANGES, ())
+    relay = Relay(PostgresStorage(system.database), system.broker, driver, unknown_agent_after=0.0)
+
+    async def kept() -> set[str]:
+        for _ in range(2):
+            await system.make_due()
+            await relay.run_once()
+        return {row["type"] for row in await system.fetch("SELECT type FROM outbox")}
+
+    assert await kept() == {"RunRequest"}
+    assert await system.statuses(event.run_id) == {"calls": "QUEUED"}
+    await driver.drive([CancelRequested(event.run_id, None)])
+    assert await kept() == {"RunRequest", "CancelRun"}
+    await system.start_replica()
+    await system.make_due()
+    await system.quiet()
+    assert await system.count("runs") == 1
 
 
 async def test_nobody_can_make_a_run_the_child_of_another(system: System, held: Held) -> None:
