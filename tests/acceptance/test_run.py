@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +110,20 @@ def test_runs_of_sub_workflows_are_kept_with_the_run_that_they_belong_to(example
 
 
 def test_a_run_that_ends_before_those_below_it_leaves_none_of_them_open(example: Alone) -> None:
-    below = example.write(block_of(nap(60)) | {"workflow_id": "naps"}, "naps.json")
-    above = {"name": "above", "start_step": "s", "steps": {"s": {"type": "sub_workflow", "workflow_id": "naps"}}}
-    document = example.write(above | {"timeout_seconds": 2}, "above.json")
+    names = ["top", "upper", "middle", "lower", "naps"]
+    documents = [
+        {"name": name, "start_step": "s", "steps": {"s": {"type": "sub_workflow", "workflow_id": below}}}
+        for name, below in pairwise(names)
+    ]
+    documents = [documents[0] | {"timeout_seconds": 2}, *documents[1:], block_of(nap(60)) | {"workflow_id": "naps"}]
+    files = [example.write(document, f"{name}.json") for name, document in zip(names, documents, strict=True)]
 
-    done = example.forkjoin("run", document, "--with", below)
+    done = example.forkjoin("run", files[0], *(part for file in files[1:] for part in ("--with", file)))
 
     assert done.returncode == 1, done.stderr
-    listed = json.loads(example.forkjoin("runs", "list", "--workflow", "naps", "--children", "--json").stdout)
-    assert [run["status"] for run in listed] == ["CANCELLED"]
+    listed = json.loads(example.forkjoin("runs", "list", "--children", "--limit", "5", "--json").stdout)
+    statuses = {run["workflow_id"]: run["status"] for run in listed}
+    assert statuses == {"top": "FAILED"} | dict.fromkeys(names[1:], "CANCELLED")
 
 
 def unbranched(name: str) -> set[str]:
