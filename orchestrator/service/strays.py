@@ -26,7 +26,6 @@ log = structlog.get_logger(__name__)
 
 PAGE: Final = 100  # of each kind; where there are more, the next look finds them
 REMEMBERED: Final = 10_000  # requests of which we know how often we sent them again
-LOOKS_PER_PATIENCE: Final = 3
 
 
 class Strays:
@@ -45,10 +44,10 @@ class Strays:
         self._sent_again: OrderedDict[UUID, int] = OrderedDict()
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Look for ever: once in the time that a message may take."""
         while True:
             # First: a replica that starts has messages to take that came while none was there.
-            await asyncio.sleep(self._silent_after / LOOKS_PER_PATIENCE)
+            await asyncio.sleep(self._silent_after)
             await self.run_once()
 
     async def run_once(self) -> int:
