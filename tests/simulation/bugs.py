@@ -11,17 +11,18 @@ from typing import Any
 from unittest import mock
 
 from messaging.port import Consumer, PublishOutcome
-from orchestrator.engine import gate
+from orchestrator.engine import gate, lifecycle
 from orchestrator.engine.decide import decide
 from orchestrator.engine.decision import Decision, SendTask, Verdict
-from orchestrator.engine.inputs import BlockDrained, BranchArrived, StepEnded, TaskReported
-from orchestrator.engine.records import Branches
+from orchestrator.engine.inputs import BlockDrained, BranchArrived, RunRequested, StepEnded, TaskReported
+from orchestrator.engine.records import Branches, Parent
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.service import batch
 from orchestrator.service.batch import Committed
 from orchestrator.service.driver import Driver
 from orchestrator.service.intake import Intake, Item
 from orchestrator.service.relay import Relay
+from orchestrator.service.strays import Strays
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
 from tests.simulation.storage.locks import Locks
@@ -123,6 +124,23 @@ def duplicate_ignored_without_driving_on() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def runs_that_nobody_waits_for() -> Iterator[None]:
+    """A run starts though the step that asked for it was cancelled meanwhile; and nobody looks for such runs."""
+
+    def anybody(state: RunState, event: RunRequested) -> Parent | None:
+        above, step_id = state.parent, state.parent.tasks.get(event.run_id) if state.parent is not None else None
+        if above is None or above.run is None or step_id is None:
+            return None
+        return Parent(above.run.id, step_id, above.run.lineage)
+
+    async def nothing(_: Strays) -> int:
+        return 0
+
+    with mock.patch.object(lifecycle, "parent_of", anybody), mock.patch.object(Strays, "run_once", nothing):
+        yield
+
+
 BUGS: dict[str, Patch] = {
     patch.__name__.replace("_", "-"): patch
     for patch in (
@@ -133,6 +151,7 @@ BUGS: dict[str, Patch] = {
         limit_by_the_queue_alone,
         forward_on_redelivery,
         duplicate_ignored_without_driving_on,
+        runs_that_nobody_waits_for,
     )
 }
 
