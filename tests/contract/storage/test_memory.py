@@ -210,6 +210,7 @@ async def test_a_scheduler_is_asked_at_every_operation(memory: MemoryStorage, wi
         await session.load(states, {RUN: Wanted(steps=frozenset({"one"}))})
         await session.load_definition(await witness.store_definition(WORKFLOW, DOCUMENT))
         await session.write(changes())
+        await session.close_line(RUN, BLOCK, 0, datetime.now(UTC))
         await session.cancel_open_steps(RUN, None, datetime.now(UTC))
     async with client.outbox() as outbox:
         await outbox.lock_due(1)
@@ -225,6 +226,7 @@ async def test_a_scheduler_is_asked_at_every_operation(memory: MemoryStorage, wi
     await client.due_inputs(1)
     await client.count_silent(1)
     await client.oldest_silent("echo", 1, 1)
+    await client.find_strays(1, 1)
     identity = await client.store_definition(WORKFLOW, DOCUMENT)
     memory.register_workflow(WORKFLOW, DOCUMENT)
     assert await client.find_definition("small", None) == (identity, WORKFLOW.version)
