@@ -4,7 +4,7 @@
 |---|---|---|
 | orchestrator.submit -> orchestrator.runs | direct -> quorum | RunRequest; also by queue name |
 | orchestrator.tasks -> agent.<agent_name> | direct -> quorum per agent | AgentTask |
-| orchestrator.results -> orchestrator.results | topic, result.# -> quorum | AgentResult |
+| orchestrator.results -> orchestrator.results | topic, result.# -> quorum | AgentResult; RunResults of sub-workflows |
 | orchestrator.gates -> orchestrator.gate.<run>.<block> | direct -> classic, expires | branches of a limited block |
 | orchestrator.commands | quorum | CancelRun, RetryRun |
 | orchestrator.events | topic, run.<run_id> | RunEvent, for whoever binds a queue |

@@ -6,10 +6,11 @@ meet.
 
 import importlib.util
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import structlog
 
@@ -26,6 +27,7 @@ from orchestrator.errors import AgentsMissing, WrongUse
 from orchestrator.service.replica import Replica
 from orchestrator.settings import Settings
 from orchestrator.storage.database import Database
+from orchestrator.storage.definitions import register_workflow
 from orchestrator.storage.embedded import embedded_postgres, sole_owner
 from orchestrator.storage.queries import unfinished_runs
 from orchestrator.storage.schema import migrate
@@ -35,8 +37,19 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def embedded_service(settings: Settings, agents: AgentRegistry, concurrency: int) -> AsyncIterator[Client]:
+async def embedded_service(
+    settings: Settings,
+    agents: AgentRegistry,
+    concurrency: int,
+    registered: Sequence[tuple[Workflow, Mapping[str, Any]]] = (),
+) -> AsyncIterator[Client]:
     """Run orchestrator and worker here, on the data directory of the settings, and yield a client.
+
+    Args:
+        settings: Where the data directory is.
+        agents: What the worker offers.
+        concurrency: Attempts of each agent at once.
+        registered: Workflows with their documents, to be registered first.
 
     Raises:
         WrongUse: The embedded Postgres is not installed, or another process runs workflows on the directory.
@@ -49,9 +62,13 @@ async def embedded_service(settings: Settings, agents: AgentRegistry, concurrenc
         _connected(server, "orchestrator") as broker,
         running_replica(settings, database, broker) as replica,
     ):
-        await _end_orphans(database, replica)
+        await _end_orphans(database, replica, "the process that ran it ended before it was finished")
+        for workflow, document in registered:
+            await register_workflow(database, workflow, document)
         async with _worker(server, agents, concurrency), _connected(server, "client") as client:
             yield Client(client)
+            # Of a run that was cancelled or failed: the message that says so would end with this process.
+            await _end_orphans(database, replica, "the run whose step it carried out has ended")
 
 
 @asynccontextmanager
@@ -88,12 +105,11 @@ async def _worker(server: MemoryServer, agents: AgentRegistry, concurrency: int)
             await worker.close()
 
 
-async def _end_orphans(database: Database, replica: Replica) -> None:
-    """Cancel runs of an earlier process that died: their tasks were in its memory, and nobody will finish them."""
+async def _end_orphans(database: Database, replica: Replica, reason: str) -> None:
+    """Cancel runs that nobody will finish: those of an earlier process that died, whose tasks were in its memory."""
     orphans = await unfinished_runs(database)
     if orphans:
-        log.warning("Runs of an earlier process that died are cancelled", action="orphans_cancelled", runs=len(orphans))
-        reason = "the process that ran it ended before it was finished"
+        log.warning("Runs that nobody would finish are cancelled", action="orphans_cancelled", runs=len(orphans))
         await replica.driver.drive([CancelRequested(run_id, reason) for run_id in orphans])
 
 

@@ -84,7 +84,11 @@ def _channels() -> JsonObject:
         "reports": _routed(
             "result.{agent_name}", "orchestrator.results", "topic", "AgentResult", "What workers report.", agent
         ),
-        "results": _queue("orchestrator.results", "AgentResult", "Where reports wait for the orchestrator."),
+        "results": _queue(
+            "orchestrator.results",
+            "AgentResult RunResult",
+            "Where reports wait for the orchestrator, and the results of runs that carry out steps of others.",
+        ),
         "gates": _routed(
             "{run_id}.{block_id}",
             "orchestrator.gates",

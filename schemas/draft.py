@@ -25,10 +25,12 @@ from schemas.workflow import (
     ParallelStep,
     Retry,
     RetryStrategy,
+    SubWorkflowStep,
     Workflow,
 )
 
 AGENT: Final = "agent"
+SUB_WORKFLOW: Final = "sub_workflow"
 PARALLEL: Final = "parallel"
 FORK_JOIN: Final = "fork_join"
 LOOP: Final = "loop"
@@ -41,6 +43,7 @@ def _fields(of: type) -> tuple[str, ...]:
 
 _FIELDS: Final = {
     AGENT: _fields(AgentStep),
+    SUB_WORKFLOW: _fields(SubWorkflowStep),
     PARALLEL: _fields(ParallelStep),
     FORK_JOIN: _fields(ForkJoinStep),
     LOOP: _fields(LoopStep),
@@ -52,6 +55,7 @@ _FOREIGN_TO: Final[Mapping[str, frozenset[str]]] = {
 }
 _CALLED: Final = {
     AGENT: "an agent step",
+    SUB_WORKFLOW: "a sub_workflow step",
     PARALLEL: "a parallel step",
     FORK_JOIN: "a fork_join step",
     LOOP: "a loop step",
@@ -59,6 +63,7 @@ _CALLED: Final = {
 }
 # The field by which a step without a type shows what it is.
 _MARKS: Final = {
+    SUB_WORKFLOW: "workflow_id",
     PARALLEL: "parallel_steps",
     FORK_JOIN: "fork_join_config",
     LOOP: "loop_config",
@@ -210,7 +215,7 @@ def _read_type(draft: Draft, key: str, fields: Mapping[str, Any]) -> str:
         Problem(
             place,
             "unknown_type",
-            f'a step is of type "agent", "parallel", "fork_join", "loop" or "conditional", not {shown}',
+            f'a step is of type "agent", "sub_workflow", "parallel", "fork_join", "loop" or "conditional", not {shown}',
             meant,
         )
     )

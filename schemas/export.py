@@ -107,8 +107,9 @@ def _message_schema(model: type[Message]) -> JsonObject:
 def _workflow_schema() -> JsonObject:
     document = _generate(Workflow)
     document["required"].remove("workflow_id")
-    for step in (document["$defs"]["AgentStep"], document["$defs"]["ParallelStep"]):
-        step["required"].remove("id")
+    for name, definition in document["$defs"].items():
+        if name.endswith("Step"):
+            definition["required"].remove("id")  # its key says it
     steps = document["properties"]["steps"]
     [(pattern, step)] = steps.pop("patternProperties").items()
     del step["discriminator"]  # of OpenAPI; and it would ask for a type

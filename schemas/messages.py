@@ -87,6 +87,11 @@ class RunRequest(Message):
     workflow_version: str | None = Field(None, description="Of the registered workflow; by default the newest.")
     input: Any = None
     labels: dict[str, Label] | None = None
+    parent_run_id: UUID | None = Field(
+        None,
+        description="Set by orchestrators, where a step of that run starts this one: its `run_id` is then the task id "
+        "of the step's attempt. Refused where no such attempt is open.",
+    )
 
     @model_validator(mode="after")
     def _names_one_workflow(self) -> Self:
@@ -94,6 +99,8 @@ class RunRequest(Message):
             raise ValueError("give either `workflow` (the document) or `workflow_id` (a registered one)")
         if self.workflow_version is not None and self.workflow_id is None:
             raise ValueError("`workflow_version` goes with `workflow_id`")
+        if self.parent_run_id is not None and self.run_id is None:
+            raise ValueError("`parent_run_id` goes with `run_id`")
         return self
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.display import Place, kind, place_text, quoted
-from schemas.draft import CONDITIONAL, FORK_JOIN, LOOP, Draft, read_draft
+from schemas.draft import CONDITIONAL, FORK_JOIN, LOOP, SUB_WORKFLOW, Draft, read_draft
 from schemas.errors import JsonRefused, Problem, WorkflowInvalid
 from schemas.flow import read_flow
 from schemas.json_text import check_json
@@ -112,6 +112,7 @@ def _inconsistencies(draft: Draft) -> Iterator[Problem]:
     yield from _impossible_joins(draft)
     yield from _pathless_conditions(draft)
     yield from _impossible_collections(draft)
+    yield from _runs_of_themselves(draft)
 
 
 def _mismatched_ids(draft: Draft) -> Iterator[Problem]:
@@ -148,6 +149,14 @@ def _impossible_collections(draft: Draft) -> Iterator[Problem]:
         if not template.problems and not template.is_reference:
             message = "a collection is an array, or just one reference to an array, such as ${s.output.items}"
             yield Problem(place_text(("steps", key, "loop_config", "collection")), "not_a_collection", message)
+
+
+def _runs_of_themselves(draft: Draft) -> Iterator[Problem]:
+    own = draft.document.get("workflow_id")
+    for key, step in draft.steps.items():
+        if isinstance(step, dict) and step.get("type") == SUB_WORKFLOW and own == step.get("workflow_id") is not None:
+            message = f"this is workflow {quoted(str(own))} itself, and its runs would never end"
+            yield Problem(place_text(("steps", key, "workflow_id")), "sub_workflow_cycle", message)
 
 
 def _impossible_joins(draft: Draft) -> Iterator[Problem]:

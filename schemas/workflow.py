@@ -56,6 +56,7 @@ def _collection(value: Any) -> Any:
     return value
 
 
+Version = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Collection = Annotated[Any, AfterValidator(_collection), Field(json_schema_extra={"type": ["string", "array"]})]
 
 
@@ -168,6 +169,21 @@ class AgentStep(_WorkingStep):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class SubWorkflowStep(_Step):
+    """A step that a run of another workflow carries out: its output is the step's."""
+
+    type: Literal["sub_workflow"]
+    workflow_id: WorkflowId = Field(description="Of a registered workflow.")
+    version: Version | None = Field(None, description="Of that workflow; by default the newest when the step starts.")
+    input_mapping: dict[str, Any] = Field(
+        default_factory=dict, description="The input of that run: any JSON, in which strings may hold references."
+    )
+    timeout_seconds: Seconds | None = Field(None, description="How long one attempt, which is one run, may take.")
+    retry: Retry | None = Field(None, description="Start another run after one that failed.")
+    retry_strategy: RetryStrategy | None = Field(None, description="The older form of `retry`; give one of the two.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
 class ParallelStep(_WorkingStep):
     """A block: its branches run concurrently, then their outputs are joined."""
 
@@ -274,7 +290,9 @@ class LoopStep(_WorkingStep):
     loop_config: LoopConfig
 
 
-Step = Annotated[AgentStep | ParallelStep | ForkJoinStep | LoopStep | ConditionalStep, Field(discriminator="type")]
+Step = Annotated[
+    AgentStep | SubWorkflowStep | ParallelStep | ForkJoinStep | LoopStep | ConditionalStep, Field(discriminator="type")
+]
 
 
 class Workflow(BaseModel):
@@ -284,7 +302,7 @@ class Workflow(BaseModel):
 
     workflow_id: WorkflowId = Field(description="By default the name.")
     name: WorkflowId
-    version: Annotated[str, StringConstraints(min_length=1, max_length=100)] = "1.0"
+    version: Version = "1.0"
     description: str | None = None
     timeout_seconds: Seconds | None = Field(None, description="How long a run may take, from its start.")
     start_step: StepId

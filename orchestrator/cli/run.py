@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +32,12 @@ def run(
         str | None,
         typer.Option(metavar="MODULE:REGISTRY", help="Default: `agents` in the agents.py beside FILE."),
     ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with", metavar="FILE", help="Register this workflow first, for steps that start it; may be repeated."
+        ),
+    ] = None,
     concurrency: Annotated[
         int, typer.Option(metavar="N", min=1, max=10_000, help="Attempts of each agent at once.")
     ] = 10,
@@ -49,22 +56,28 @@ def run(
         settings = Settings.load(data_dir=data_dir, agents=agents)
         configure_logging(quiet(settings, LogLevel.ERROR), settings.log_format)
         document = read_document(file)
-        workflow = parse_workflow(document)
+        workflows = [(parse_workflow(one), one) for one in (document, *map(read_document, others or ()))]
         request = make_request(input_text, label, workflow=document)
-        result = _run_embedded(settings, workflow, request, file, concurrency)
+        result = _run_embedded(settings, workflows, request, file, concurrency)
     tell(result, as_json=as_json)
 
 
 def _run_embedded(
-    settings: Settings, workflow: Workflow, request: RunRequest, file: Path, concurrency: int
+    settings: Settings,
+    workflows: Sequence[tuple[Workflow, dict[str, Any]]],
+    request: RunRequest,
+    file: Path,
+    concurrency: int,
 ) -> RunResult:
+    """Run the first of *workflows*; the others, which it may start, are registered."""
     from orchestrator.embedded import check_agents, embedded_service, find_agents
 
     agents = find_agents(settings.agents, file)
-    check_agents(workflow, agents)
+    for workflow, _ in workflows:
+        check_agents(workflow, agents)
 
     async def work() -> RunResult:
-        async with embedded_service(settings, agents, concurrency) as client:
+        async with embedded_service(settings, agents, concurrency, workflows[1:]) as client:
             return await _follow_or_cancel(client, request)
 
     return asyncio.run(work())

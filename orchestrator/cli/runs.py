@@ -49,6 +49,9 @@ def list_runs(
         list[str] | None,
         typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label; repeated: with all of them."),
     ] = None,
+    children: Annotated[
+        bool, typer.Option("--children", metavar="", help="Also runs of sub-workflows, with the run each belongs to.")
+    ] = False,
     limit: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="The newest so many.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +60,7 @@ def list_runs(
         from orchestrator.cli.tables import runs_table
         from orchestrator.storage import queries
 
-        selection = queries.Selection(status, workflow, read_labels(label))
+        selection = queries.Selection(status, workflow, read_labels(label), children)
         found = _query(lambda database: queries.list_runs(database, selection, limit=limit))
         if as_json:
             print_json([asdict(run) for run in found])

@@ -19,7 +19,7 @@ from orchestrator.cli.waiting import WaitingFor, words
 from orchestrator.engine.agent_limit import AgentLimit
 from orchestrator.storage.agents import AgentActivity, BusyWorker
 from orchestrator.storage.definitions import RegisteredWorkflow
-from orchestrator.storage.queries import AttemptView, RunDetails, RunSummary, StepView
+from orchestrator.storage.queries import AttemptView, ChildView, RunDetails, RunSummary, StepView
 from schemas.display import cut
 from schemas.messages import RunEvent, StepEvent
 from schemas.statuses import StepStatus
@@ -39,8 +39,9 @@ def runs_table(runs: Sequence[RunSummary]) -> None:
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("run", no_wrap=True, min_width=36)  # whole, so that it can be copied
-    labelled = any(run.labels for run in runs)
-    for title in ("workflow", "status", "requested (UTC)", "duration", *(["labels"] if labelled else [])):
+    labelled, below = any(run.labels for run in runs), any(run.parent_run_id is not None for run in runs)
+    others = [*(["labels"] if labelled else []), *(["belongs to"] if below else [])]
+    for title in ("workflow", "status", "requested (UTC)", "duration", *others):
         table.add_column(title, overflow="fold")
     for run in runs:
         table.add_row(
@@ -50,6 +51,7 @@ def runs_table(runs: Sequence[RunSummary]) -> None:
             f"{run.created_at:%Y-%m-%d %H:%M:%S}",
             _duration(run.started_at, run.finished_at),
             *([_labels(run.labels)] if labelled else []),
+            *([str(run.parent_run_id or "")] if below else []),
         )
     _console.print(table)
 
@@ -113,6 +115,9 @@ def run_tree(details: RunDetails, waiting: Mapping[str, WaitingFor], *, all_bran
         _console.print(f"retry of {summary.retry_of}")
     if summary.retried_as:
         _console.print(f"retried as {', '.join(map(str, summary.retried_as))}")
+    if summary.parent_run_id is not None:
+        above = escape(summary.parent_step_id or "")
+        _console.print(f"carries out step {above} of run {summary.parent_run_id}")
     if details.error is not None:
         _console.print(f"[red]{escape(details.error.message)}[/red] \\[{details.error.code}]")
     tree = Tree("", hide_root=True)
@@ -180,7 +185,11 @@ def _add_step(
 ) -> None:
     line = node.add(_line(step, waiting))
     for earlier in step.earlier_attempts:
-        line.add(_earlier_line(earlier))
+        tried = line.add(_earlier_line(earlier))
+        if earlier.child is not None:
+            tried.add(_child_line(earlier.child))
+    if step.child is not None:
+        line.add(_child_line(step.child))
     _add_branches(line, by_block.get(step.step_id, ()), by_block, waiting, all_branches=all_branches)
 
 
@@ -190,6 +199,10 @@ def _earlier_line(earlier: AttemptView) -> str:
         parts.append(f"on {escape(earlier.worker_id)}")
     parts.append(f"{escape(earlier.error.message)} \\[{earlier.error.code}]")
     return "[dim]" + "  ".join(part for part in parts if part) + "[/dim]"
+
+
+def _child_line(child: ChildView) -> str:
+    return f"run {child.run_id}  {_styled(child.status.value)}"
 
 
 def _line(step: StepView, waiting: Mapping[str, WaitingFor]) -> str:
@@ -206,6 +219,9 @@ def _line(step: StepView, waiting: Mapping[str, WaitingFor]) -> str:
         parts.append(f"{ended} of {step.branches_total} {what} ended{limit}")
     if step.agent_name is not None:
         parts.append(f"[dim]{escape(step.agent_name)}[/dim]")
+    if step.sub_workflow_id is not None:
+        version = f" {harmless(step.sub_workflow_version)}" if step.sub_workflow_version is not None else ""
+        parts.append(f"[dim]workflow {harmless(step.sub_workflow_id)}{version}[/dim]")
     if step.worker_id is not None and step.status.is_final:
         parts.append(f"[dim]on {escape(step.worker_id)}[/dim]")
     if step.attempt > 1:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, assert_never
+from uuid import UUID
 
 from messaging.port import QueueDepth
 from orchestrator.cli.limits import limit_words
@@ -100,7 +101,18 @@ class Branches:
     kind: Literal["branches"] = "branches"
 
 
-WaitingFor = Slot | Block | Pause | AgentSlot | Sending | Queue | Worker | Attempt | Branches
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of another workflow carries the step out, or was asked for."""
+
+    workflow_id: str
+    run_id: UUID | None  # None: no orchestrator has taken the request yet
+    since: datetime | None
+    due_at: datetime | None  # when the attempt counts as overdue
+    kind: Literal["run"] = "run"
+
+
+WaitingFor = Run | Slot | Block | Pause | AgentSlot | Sending | Queue | Worker | Attempt | Branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +145,9 @@ def waiting_for(step: StepView, block: StepView | None, queues: Queues) -> Waiti
         if block.status is StepStatus.PENDING:
             return Block(block.step_id)
         return Slot(block.branches_dispatched or 0, block.max_parallelism or 0)
+    if step.sub_workflow_id is not None and step.unsent_since is None:
+        child_id = step.child.run_id if step.child is not None else None
+        return Run(step.sub_workflow_id, child_id, step.started_at or step.queued_at, step.due_at)
     if step.status is StepStatus.RUNNING:
         return _attempt(step)
     return _task(step, queues)
@@ -140,7 +155,7 @@ def waiting_for(step: StepView, block: StepView | None, queues: Queues) -> Waiti
 
 def wants_queue(step: StepView) -> bool:
     """Whether only the broker can tell what the step waits for."""
-    return step.status is StepStatus.QUEUED and step.held_since is None
+    return step.status is StepStatus.QUEUED and step.agent_name is not None and step.held_since is None
 
 
 def words(waiting: WaitingFor) -> str:
@@ -163,6 +178,8 @@ def words(waiting: WaitingFor) -> str:
             return _worker_words(waiting)
         case Attempt():
             return _attempt_words(waiting)
+        case Run():
+            return _run_words(waiting)
         case Branches(left, total):
             return f"{left} of its {total} branches"
         case _:
@@ -220,6 +237,17 @@ def _attempt_words(waiting: Attempt) -> str:
         text += f" (last sign of life {_clock(waiting.last_sign_of_life)})"
     if waiting.sent_again_at is not None:
         text += f"; its task was sent again at {_clock(waiting.sent_again_at)}"
+    if waiting.due_at is not None:
+        text += f"; overdue at {_clock(waiting.due_at)}"
+    return text
+
+
+def _run_words(waiting: Run) -> str:
+    if waiting.run_id is None:
+        return f'an orchestrator that takes the request for a run of workflow "{waiting.workflow_id}"'
+    text = f"run {waiting.run_id}"
+    if waiting.since is not None:
+        text += f", since {_clock(waiting.since)}"
     if waiting.due_at is not None:
         text += f"; overdue at {_clock(waiting.due_at)}"
     return text

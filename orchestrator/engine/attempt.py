@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, assert_never
 from uuid import UUID
 
 from orchestrator.engine import codes
+from orchestrator.engine.ancestry import why_forbidden
 from orchestrator.engine.placement import new_row
-from orchestrator.engine.plan import AgentPlan
-from orchestrator.engine.records import StepExecution
+from orchestrator.engine.plan import AgentPlan, AttemptPlan, SubWorkflowPlan
+from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.transitions import Trigger
 from schemas.errors import ReferenceBroken
 from schemas.messages import ErrorInfo
@@ -20,29 +21,47 @@ TIMEOUT_GRACE: Final = timedelta(seconds=10)
 
 
 def new_step(
-    run_id: UUID, plan: AgentPlan, execution: str, around: str | None, scope: Scope, now: datetime
+    run: Run, plan: AttemptPlan, execution: str, around: str | None, scope: Scope, now: datetime
 ) -> StepExecution:
-    """Return the new row of an agent step: PENDING with its input, or FAILED when the input cannot be made.
+    """Return the new row of a step that has attempts: PENDING with its input, or FAILED when there cannot be one.
 
     Args:
-        run_id: Its run.
+        run: Its run.
         plan: The step.
         execution: The id of this execution of it.
         around: The execution of the block in whose branch it is.
         scope: What its input is made of.
         now: The time.
     """
-    step = new_row(run_id, plan, execution, around, now, StepStatus.PENDING)._replace(
-        agent_name=plan.agent_name,
-        timeout_seconds=plan.limits.attempt,
-        queue_timeout_seconds=plan.limits.queue,
-        heartbeat_timeout_seconds=plan.limits.heartbeat,
-    )
+    step = _carried_out(new_row(run.id, plan, execution, around, now, StepStatus.PENDING), plan)
+    forbidden = why_forbidden(run, step.sub_workflow_id) if step.sub_workflow_id is not None else None
+    if forbidden is not None:
+        return step.advanced(Trigger.FAIL, error=forbidden, finished_at=now)
     try:
         return step._replace(input=plan.template.resolve(scope))
     except ReferenceBroken as broken:
         error = ErrorInfo(code=codes.REFERENCE_BROKEN, message=str(broken), details={"reference": broken.reference})
         return step.advanced(Trigger.FAIL, error=error, finished_at=now)
+
+
+def _carried_out(step: StepExecution, plan: AttemptPlan) -> StepExecution:
+    """Return the row with who carries it out, and how long that may take."""
+    match plan:
+        case AgentPlan():
+            return step._replace(
+                agent_name=plan.agent_name,
+                timeout_seconds=plan.limits.attempt,
+                queue_timeout_seconds=plan.limits.queue,
+                heartbeat_timeout_seconds=plan.limits.heartbeat,
+            )
+        case SubWorkflowPlan():  # no worker takes it, and none gives signs of life
+            return step._replace(
+                sub_workflow_id=plan.workflow_id,
+                sub_workflow_version=plan.version,
+                timeout_seconds=plan.limits.attempt,
+            )
+        case _:
+            assert_never(plan)
 
 
 def dispatched(step: StepExecution, now: datetime, new_id: Callable[[], UUID]) -> StepExecution:
@@ -73,7 +92,8 @@ def due_time(step: StepExecution, started: datetime, heard: datetime) -> datetim
         started: When it started.
         heard: When its last sign of life came.
     """
-    end = _after(started + TIMEOUT_GRACE, step.timeout_seconds)
+    grace = TIMEOUT_GRACE if step.agent_name is not None else timedelta(0)  # nobody else ends a sub-workflow
+    end = _after(started + grace, step.timeout_seconds)
     silence = _after(heard, step.heartbeat_timeout_seconds)
     return _earliest(end, silence, step.branch_due_at)
 

@@ -31,7 +31,16 @@ from orchestrator.engine.executions import execution_id, iterations_of
 from orchestrator.engine.inputs import BlockDrained, BlockForked, LineClosed, SlotsFree, StepEnded, StepReached
 from orchestrator.engine.loop import collected
 from orchestrator.engine.placement import new_row
-from orchestrator.engine.plan import AgentPlan, BlockPlan, ForkPlan, LoopPlan, Plan, StepPlan
+from orchestrator.engine.plan import (
+    AgentPlan,
+    AttemptPlan,
+    BlockPlan,
+    ForkPlan,
+    LoopPlan,
+    Plan,
+    StepPlan,
+    SubWorkflowPlan,
+)
 from orchestrator.engine.records import Branches, StepExecution
 from orchestrator.engine.sight import scope_of
 from orchestrator.engine.state import FailedBranch, RunState, Wanted
@@ -101,19 +110,19 @@ def fork(
 
     Lazy, so that a block of any size passes through memory in the caller's batches. A branch whose input cannot be
     made is FAILED and causes no message; the others go ahead. But in a loop that stops after a failure, and that does
-    not run all at once, it fails when its turn comes. A step that needs no worker gets its row when it is entered,
+    not run all at once, it fails when its turn comes. A step without attempts gets its row when it is entered,
     unless it waits at the gate.
     """
     assert state.run is not None
     block, plan = _known(state, forking.block_id), _plan(state, forking.block_id)
     is_gated = _counters(block).is_gated
     for first, execution, scope in _branches(state, plan, forking):
-        if not isinstance(first, AgentPlan):
+        if not isinstance(first, AttemptPlan):
             if is_gated:
                 waiting = waiting_row(state.run.id, first, execution, forking.block_id, now)
                 yield waiting, SendTicket(waiting)
             continue
-        step = new_step(state.run.id, first, execution, forking.block_id, scope, now)
+        step = new_step(state.run, first, execution, forking.block_id, scope, now)
         if step.status is StepStatus.FAILED and is_gated and isinstance(plan, LoopPlan) and plan.stops:
             waiting = step._replace(status=StepStatus.PENDING, finished_at=None)  # with its error
             yield waiting, SendTicket(waiting)
@@ -282,9 +291,9 @@ def _entered_at_once(whole: Plan, block: StepExecution, plan: ForkPlan) -> Itera
     """Yield the first steps of branches that need no worker, with the ids of their executions."""
     match plan:
         case BlockPlan():
-            others = (branch for branch in plan.branches if not isinstance(branch, AgentPlan))
+            others = (branch for branch in plan.branches if not isinstance(branch, AttemptPlan))
             yield from ((branch, whole.beside(block.step_id, branch.id)) for branch in others)
-        case LoopPlan(body=AgentPlan()):
+        case LoopPlan(body=AgentPlan() | SubWorkflowPlan()):
             pass
         case LoopPlan():
             for execution in _iterations(plan, block.step_id, _counters(block).total):

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, assert_never
 from orchestrator.engine.plan import (
     NO_LIMITS,
     AgentPlan,
+    AttemptPlan,
     BlockPlan,
     ConditionalPlan,
     LoopPlan,
@@ -15,6 +16,7 @@ from orchestrator.engine.plan import (
     Plan,
     RetryPolicy,
     StepPlan,
+    SubWorkflowPlan,
     TimeLimits,
 )
 from schemas.expressions import compile_expression
@@ -36,6 +38,7 @@ from schemas.workflow import (
     Retry,
     RetryStrategy,
     Step,
+    SubWorkflowStep,
     Workflow,
 )
 
@@ -143,7 +146,12 @@ class _Compiler:
     def _step(self, step: Step) -> StepPlan:
         match step:
             case AgentStep():
-                return self._agent_plan(step)
+                return AgentPlan(**self._attempts(step, _limits(step)), agent_name=step.agent_name)
+            case SubWorkflowStep():
+                limits = TimeLimits(step.timeout_seconds, None, None)
+                return SubWorkflowPlan(
+                    **self._attempts(step, limits), workflow_id=step.workflow_id, version=step.version
+                )
             case ParallelStep():
                 return self._block_plan(step, step)
             case ForkJoinStep():
@@ -155,19 +163,15 @@ class _Compiler:
             case _:
                 assert_never(step)
 
-    def _agent_plan(self, step: AgentStep) -> AgentPlan:
-        limits, retry = _limits(step), _retry_policy(step)
+    def _attempts(self, step: AgentStep | SubWorkflowStep, limits: TimeLimits) -> dict[str, Any]:
+        """Return what steps have that somebody carries out."""
+        retry = _retry_policy(step)
         place = self._places.get(step.id)
         if place is not None:
             rules = self._rules[place.block_id]
             limits, retry = limits.or_else(rules.limits), retry if retry is not None else rules.retry
-        return AgentPlan(
-            **self._common(step),
-            agent_name=step.agent_name,
-            template=compile_template(step.input_mapping),
-            limits=limits,
-            retry=retry,
-        )
+        template = compile_template(step.input_mapping)
+        return {**self._common(step), "template": template, "limits": limits, "retry": retry}
 
     def _block_plan(self, step: ParallelStep | ForkJoinStep, join: ParallelStep | ForkJoinConfig) -> BlockPlan:
         branches = self._branches(step)
@@ -185,7 +189,7 @@ class _Compiler:
         config = step.loop_config
         (body,) = self._branches(step)
         is_sequential = config.execution_mode is ExecutionMode.SEQUENTIAL
-        at_fork = {body.id} if isinstance(body, AgentPlan) else set()
+        at_fork = {body.id} if isinstance(body, AttemptPlan) else set()
         return LoopPlan(
             **self._common(step),
             body=body,
@@ -368,7 +372,7 @@ def _limits(step: AgentStep | _Block) -> TimeLimits:
     return limits if limits != NO_LIMITS else NO_LIMITS  # one for all of the many steps without any
 
 
-def _retry_policy(step: AgentStep | _Block) -> RetryPolicy | None:
+def _retry_policy(step: AgentStep | SubWorkflowStep | _Block) -> RetryPolicy | None:
     if step.retry is not None:
         return _policy(step.retry)
     return _older_policy(step.retry_strategy) if step.retry_strategy is not None else None

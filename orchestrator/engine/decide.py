@@ -7,7 +7,8 @@ the follow-ups in the same transaction, until none is left.
 How a run moves:
 
     RunRequested ──▶ StepReached ──▶ agent step: its task goes out ──▶ TaskReported ──┐
-                        ▲    │                                                        ▼
+                        ▲    ├─────▶ sub-workflow: a run is asked for ──▶ ChildEnded ─┤
+                        │    │                                                        ▼
                         │    └─────▶ block: fork, BlockForked ──▶ … ──▶ BlockDrained ──▶ StepEnded
                         │              each branch: (SlotsFree ──▶) TaskReported ─┘         │
                         │              (between its steps: StepEnded ──▶ StepReached)       │
@@ -24,7 +25,7 @@ Late and repeated inputs are normal and get a verdict; an exception from here me
 
 from typing import assert_never
 
-from orchestrator.engine import block, gate, lifecycle, reports, retried, silence
+from orchestrator.engine import block, children, gate, lifecycle, reports, retried, silence
 from orchestrator.engine.decision import Decision
 from orchestrator.engine.inputs import (
     AttemptOverdue,
@@ -32,6 +33,8 @@ from orchestrator.engine.inputs import (
     BlockForked,
     BranchArrived,
     CancelRequested,
+    ChildEnded,
+    ChildStarted,
     Input,
     LineClosed,
     RetryDue,
@@ -64,6 +67,10 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
             return lifecycle.cancel(state, event, moment.now)
         case RetryRequested():
             return retried.retry(state, event, moment.now)
+        case ChildStarted():
+            return children.started(state, event, moment.now)
+        case ChildEnded():
+            return children.ended(state, event, moment)
         case TaskReported():
             return reports.task_reported(state, event.report, moment)
         case AttemptOverdue():
@@ -123,6 +130,9 @@ def first_wanted(event: Input) -> Wanted:
             task = frozenset({event.report.task_id})
             ends = event.report.status.ends_attempt
             return Wanted(tasks=task, ending=task if ends else frozenset(), plan=ends)
+        case ChildEnded():
+            task = frozenset({event.task_id})
+            return Wanted(tasks=task, ending=task, plan=True)
         case BranchArrived():
             return Wanted(steps=frozenset({event.block_id, event.step_id}))
         case SlotsFree():

@@ -7,7 +7,7 @@ from enum import Enum, StrEnum, auto
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from orchestrator.engine.inputs import FollowUp, RunRequested, SlotsFree
+from orchestrator.engine.inputs import ChildStarted, FollowUp, RunRequested, SlotsFree
 from orchestrator.engine.records import ReplyAddress, Run, StepExecution
 from schemas.messages import ErrorInfo, RunResult
 
@@ -24,7 +24,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SendTask:
-    """Send the task of this QUEUED row to its agent's queue."""
+    """Send the task of this QUEUED row: to its agent's queue, or as a request for a run of its sub-workflow."""
 
     step: StepExecution
 
@@ -52,7 +52,15 @@ class SendCancellation:
     block_id: str | None = None
 
 
-Send = SendTask | SendTicket | SendResult | SendCancellation
+@dataclass(frozen=True, slots=True)
+class SendCancelRun:
+    """Ask that a run stop whose parent's step does not wait for it any more."""
+
+    run_id: UUID
+    reason: str
+
+
+Send = SendTask | SendTicket | SendResult | SendCancellation | SendCancelRun
 
 
 class EndedAttempt(NamedTuple):
@@ -125,4 +133,5 @@ class Decision(NamedTuple):
     closes_line_of: str | None = None  # cancel those who wait at the gate of this block; LineClosed follows
     released: Ticket | None = None  # of a branch that is over
     then: tuple[FollowUp, ...] = ()  # decided next
+    tells_parent: ChildStarted | None = None  # decided in this transaction, for another run
     afterwards: SlotsFree | None = None  # decided once all other inputs of the batch for this run are

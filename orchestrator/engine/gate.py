@@ -98,7 +98,7 @@ def slots_free(state: RunState, event: SlotsFree, now: datetime, new_id: Callabl
     broken = tuple(
         step.advanced(Trigger.FAIL, error=step.error, finished_at=now) for step in through if step.error is not None
     )
-    entered = tuple(StepReached(event.run_id, step.step_id) for step in through if step.agent_name is None)
+    entered = tuple(StepReached(event.run_id, step.step_id) for step in through if not step.has_attempts)
     taken = counters._replace(
         dispatched=counters.dispatched + len(through),
         ready=counters.ready - len(again),
@@ -121,8 +121,8 @@ def _up_to_broken(line: Sequence[StepExecution]) -> Sequence[StepExecution]:
 
 
 def _has_task(step: StepExecution) -> bool:
-    """Whether an agent is to be called; not where no input could be made for it, as its error tells."""
-    return step.agent_name is not None and step.error is None
+    """Whether an attempt is to be made; not where no input could be made for it, as its error tells."""
+    return step.has_attempts and step.error is None
 
 
 def _passed(counters: Branches, sent: Sequence[StepExecution], asked: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from orchestrator.engine.records import ReplyAddress
-from schemas.messages import AgentResult
+from schemas.messages import AgentResult, RunResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,16 @@ class RunRequested:
     input: Any
     labels: dict[str, str]
     reply: ReplyAddress | None
+    parent_run_id: UUID | None = None  # a step of that run asks for this one
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnded:
+    """The run that carries out an attempt of a sub-workflow step has ended, or was refused."""
+
+    run_id: UUID  # of the step
+    task_id: UUID  # the child's own id
+    result: RunResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,14 @@ class RetryRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildStarted:
+    """The run that carries out an attempt of a sub-workflow step has started, in this very transaction."""
+
+    run_id: UUID  # of the step
+    task_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class StepReached:
     """The run goes on at this step, or a branch does, after a step of it."""
 
@@ -171,6 +189,7 @@ class StepEnded:
 DueInput = AttemptOverdue | RetryDue | RunOverdue
 ExternalInput = (
     RunRequested
+    | ChildEnded
     | TaskReported
     | BranchArrived
     | SlotsFree
@@ -182,5 +201,5 @@ ExternalInput = (
     | CancelRequested
     | RetryRequested
 )
-FollowUp = StepReached | BlockForked | LineClosed | BlockDrained | StepEnded | SlotsFree
+FollowUp = ChildStarted | StepReached | BlockForked | LineClosed | BlockDrained | StepEnded | SlotsFree
 Input = ExternalInput | FollowUp

@@ -9,10 +9,27 @@ from uuid import UUID
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import dispatched, new_step
 from orchestrator.engine.block import branch_ended, entered, waiting_row
+from orchestrator.engine.children import parent_of
 from orchestrator.engine.conditional import chosen
 from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, Verdict
-from orchestrator.engine.inputs import CancelRequested, RetryRequested, RunRequested, StepEnded, StepReached
-from orchestrator.engine.plan import AgentPlan, BlockPlan, ConditionalPlan, LoopPlan, Plan, StepPlan
+from orchestrator.engine.inputs import (
+    CancelRequested,
+    ChildStarted,
+    RetryRequested,
+    RunRequested,
+    StepEnded,
+    StepReached,
+)
+from orchestrator.engine.plan import (
+    AgentPlan,
+    AttemptPlan,
+    BlockPlan,
+    ConditionalPlan,
+    LoopPlan,
+    Plan,
+    StepPlan,
+    SubWorkflowPlan,
+)
 from orchestrator.engine.records import Run, StepExecution
 from orchestrator.engine.sight import scope_of, wanted_by
 from orchestrator.engine.state import RunState, Wanted
@@ -25,20 +42,32 @@ def request(state: RunState, event: RunRequested, now: datetime) -> Decision | W
     """Start a run, unless its id is taken: by the same request (the same run) or by another (a conflict)."""
     if state.run is not None:
         return requested_again(state, state.run, event)
+    parent = parent_of(state, event) if event.parent_run_id is not None else None
+    if event.parent_run_id is not None and parent is None:
+        return Decision(Verdict.REJECTED, codes.NOT_AWAITED)
     missing = state.missing(Wanted(plan=True))
     if missing:
         return missing
     assert state.plan is not None
-    run = new_run(event, event.definition_id, state.plan, now)
-    return Decision(Verdict.APPLIED, created_run=event, run=run, then=(StepReached(event.run_id, state.plan.start),))
+    run = replace(new_run(event, event.definition_id, event.workflow_id, state.plan, now), parent=parent)
+    return Decision(
+        Verdict.APPLIED,
+        created_run=event,
+        run=run,
+        then=(StepReached(event.run_id, state.plan.start),),
+        tells_parent=ChildStarted(parent.run_id, run.id) if parent is not None else None,
+    )
 
 
-def new_run(event: RunRequested | RetryRequested, definition_id: str, plan: Plan, now: datetime) -> Run:
+def new_run(
+    event: RunRequested | RetryRequested, definition_id: str, workflow_id: str, plan: Plan, now: datetime
+) -> Run:
     """Return the run that is asked for, as it starts."""
     return Run(
         id=event.run_id,
         status=RunStatus.PENDING,
         definition_id=definition_id,
+        workflow_id=workflow_id,
         request_digest=event.request_digest,
         reply=event.reply,
         due_at=now + timedelta(seconds=plan.timeout_seconds) if plan.timeout_seconds is not None else None,
@@ -51,6 +80,8 @@ def requested_again(state: RunState, run: Run, event: RunRequested | RetryReques
         return Decision(Verdict.REJECTED, codes.RUN_ID_CONFLICT)
     if event.reply is None:
         return Decision(Verdict.DUPLICATE)
+    if run.parent is not None and not run.status.is_final:
+        return Decision(Verdict.DUPLICATE)  # it is the parent's step that must hear of its end
     if not run.status.is_final:
         # A client that lost its connection asks again, from a new reply queue.
         return Decision(Verdict.DUPLICATE, run=replace(run, reply=event.reply))
@@ -114,8 +145,8 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
             return entered(state, event, plan, now)
         case ConditionalPlan():
             return chosen(state, event, plan, now)
-        case AgentPlan():
-            return _agent_reached(state, event, plan, now, new_id)
+        case AgentPlan() | SubWorkflowPlan():
+            return _attempt_reached(state, event, plan, now, new_id)
         case _:
             assert_never(plan)
 
@@ -165,13 +196,14 @@ def _stopped(run: Run) -> Decision:
     return Decision(Verdict.APPLIED, run=run, sends=sends, cancels_open_steps=True)
 
 
-def _agent_reached(
-    state: RunState, event: StepReached, plan: AgentPlan, now: datetime, new_id: Callable[[], UUID]
+def _attempt_reached(
+    state: RunState, event: StepReached, plan: AttemptPlan, now: datetime, new_id: Callable[[], UUID]
 ) -> Decision:
     assert state.plan is not None
+    assert state.run is not None
     around = state.plan.around(event.step_id)
     scope = scope_of(state, event.step_id, plan.reads)
-    step = new_step(event.run_id, plan, event.step_id, around, scope, now)
+    step = new_step(state.run, plan, event.step_id, around, scope, now)
     before = state.steps[event.after] if event.after is not None else None
     if before is not None:
         step = step._replace(branch_due_at=before.branch_due_at)

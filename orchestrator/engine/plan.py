@@ -85,10 +85,9 @@ class _Planned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentPlan(_Planned):
-    """One agent step."""
+class _Attempted(_Planned):
+    """What steps have that somebody carries out, in one attempt or more."""
 
-    agent_name: str
     template: Template
     limits: TimeLimits
     retry: RetryPolicy | None
@@ -97,6 +96,24 @@ class AgentPlan(_Planned):
     def reads(self) -> Reads:
         """What its input takes from elsewhere."""
         return self.template.reads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPlan(_Attempted):
+    """One agent step."""
+
+    agent_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubWorkflowPlan(_Attempted):
+    """One step that a run of another workflow carries out."""
+
+    workflow_id: str
+    version: str | None  # None: the newest
+
+
+AttemptPlan = AgentPlan | SubWorkflowPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +130,7 @@ class BlockPlan(_Planned):
     @property
     def reads(self) -> Reads:
         """What the inputs take that are made when it forks."""
-        return NOTHING_READ.and_of(branch.reads for branch in self.branches if isinstance(branch, AgentPlan))
+        return NOTHING_READ.and_of(branch.reads for branch in self.branches if isinstance(branch, AttemptPlan))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +149,7 @@ class LoopPlan(_Planned):
     @property
     def reads(self) -> Reads:
         """What its collection takes from elsewhere, and the inputs that are made when it forks."""
-        if not isinstance(self.body, AgentPlan):
+        if not isinstance(self.body, AttemptPlan):
             return self.collection.reads
         return self.collection.reads.and_of([self.body.reads._replace(loop_parts=frozenset())])
 
@@ -154,7 +171,7 @@ class ConditionalPlan(_Planned):
 
 
 ForkPlan = BlockPlan | LoopPlan
-StepPlan = AgentPlan | BlockPlan | LoopPlan | ConditionalPlan
+StepPlan = AttemptPlan | BlockPlan | LoopPlan | ConditionalPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,15 @@ class ReplyAddress:
     correlation_id: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The step execution that a run belongs to as its sub-workflow, and how it came to that."""
+
+    run_id: UUID
+    step_id: str
+    ancestors: tuple[str, ...]  # the workflows of the runs above, the outermost first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One execution of a workflow."""
@@ -31,8 +40,10 @@ class Run:
     id: UUID
     status: RunStatus
     definition_id: str  # of the definition it was started with; it never changes under the run
+    workflow_id: str
     request_digest: str  # of the request's content, to tell a repeated request from a conflicting one
     reply: ReplyAddress | None
+    parent: Parent | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     due_at: datetime | None = None  # when it counts as overdue
@@ -46,6 +57,11 @@ class Run:
         if status is None:
             raise AssertionError(f"run {self.id} is {self.status}: it cannot {trigger}")
         return replace(self, status=status, **changes)
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The workflows of the runs above and of this one, the outermost first."""
+        return (*(self.parent.ancestors if self.parent is not None else ()), self.workflow_id)
 
 
 class Branches(NamedTuple):
@@ -89,6 +105,8 @@ class StepExecution(NamedTuple):
     branch_name: str | None = None
     join_policy: JoinPolicy | None = None
     agent_name: str | None = None
+    sub_workflow_id: str | None = None  # whose runs carry it out
+    sub_workflow_version: str | None = None  # None: the newest
     timeout_seconds: float | None = None  # of each attempt
     queue_timeout_seconds: float | None = None
     heartbeat_timeout_seconds: float | None = None
@@ -116,6 +134,16 @@ class StepExecution(NamedTuple):
         if status is None:
             raise AssertionError(f"step {self.step_id} of run {self.run_id} is {self.status}: it cannot {trigger}")
         return self._replace(status=status, **changes)
+
+    @property
+    def has_attempts(self) -> bool:
+        """Whether somebody carries it out: an agent, or a run of another workflow."""
+        return self.agent_name is not None or self.sub_workflow_id is not None
+
+    @property
+    def child_run_id(self) -> UUID | None:
+        """The run that carries out its current attempt: the attempt lends it its id."""
+        return self.task_id if self.sub_workflow_id is not None else None
 
     @property
     def is_dispatched(self) -> bool:

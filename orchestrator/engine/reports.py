@@ -5,13 +5,15 @@ from typing import Final, assert_never
 
 from orchestrator.engine import codes
 from orchestrator.engine.attempt import due_time, is_branch_overdue
-from orchestrator.engine.block import block_overdue, branch_ended, ticket
-from orchestrator.engine.decision import Decision, Ticket, Verdict
-from orchestrator.engine.inputs import AttemptOverdue, RetryDue, SlotsFree, StepEnded, TaskUndeliverable
+from orchestrator.engine.block import block_overdue
+from orchestrator.engine.children import abandoned
+from orchestrator.engine.decision import Decision, Verdict
+from orchestrator.engine.ending import attempt_failed, attempt_was_last, ticket_of
+from orchestrator.engine.inputs import AttemptOverdue, RetryDue, TaskUndeliverable
 from orchestrator.engine.moment import Moment
-from orchestrator.engine.plan import AgentPlan, BlockPlan, LoopPlan
+from orchestrator.engine.plan import BlockPlan, LoopPlan
 from orchestrator.engine.records import StepExecution
-from orchestrator.engine.retries import Failure, keeps_slot, next_try, pause_after, start_next
+from orchestrator.engine.retries import Failure, start_next
 from orchestrator.engine.silence import was_sent_again
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.engine.transitions import Trigger, next_step_status
@@ -30,7 +32,7 @@ def task_reported(state: RunState, report: AgentResult, moment: Moment) -> Decis
         return Wanted(tasks=frozenset({report.task_id}))
     step_id = state.tasks[report.task_id]
     step = state.steps[step_id] if step_id is not None else None
-    if step is None or step.task_id != report.task_id:
+    if step is None or step.task_id != report.task_id or step.agent_name is None:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     if report.status.ends_attempt:
         return _attempt_ended(state, step, report, moment)
@@ -48,7 +50,7 @@ def attempt_overdue(state: RunState, event: AttemptOverdue, moment: Moment) -> D
     if is_branch_overdue(step, moment.now):
         return _branch_overdue(state, step, moment)
     failure = Failure(_overdue(step, moment.now))
-    return _failed(state, step._replace(finished_at=moment.now), failure, moment)
+    return _without_child(attempt_failed(state, step._replace(finished_at=moment.now), failure, moment), step)
 
 
 def retry_due(state: RunState, event: RetryDue, moment: Moment) -> Decision | Wanted:
@@ -79,7 +81,15 @@ def _branch_overdue(state: RunState, step: StepExecution, moment: Moment) -> Dec
     plan = state.plan.step(step.step_id)
     if isinstance(plan, BlockPlan | LoopPlan):
         return block_overdue(plan, failed)
-    return _ended(state, step, failed)
+    return _without_child(attempt_was_last(state, step, failed), step)
+
+
+def _without_child(decision: Decision | Wanted, step: StepExecution) -> Decision | Wanted:
+    """Return the decision that ends an open attempt, and stop the run that carries it out."""
+    if isinstance(decision, Wanted):
+        return decision
+    reason = f'step "{step.step_id}" of run {step.run_id} ran out of time'
+    return decision._replace(sends=(*decision.sends, *abandoned(step, reason)))
 
 
 def task_undeliverable(state: RunState, event: TaskUndeliverable, moment: Moment) -> Decision | Wanted:
@@ -100,13 +110,16 @@ def task_undeliverable(state: RunState, event: TaskUndeliverable, moment: Moment
     elif step.status is not StepStatus.QUEUED and not was_sent_again(step):
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
     error = ErrorInfo(code=event.code, message=_why_undeliverable(step, event))
-    return _failed(state, step._replace(finished_at=moment.now), Failure(error), moment)
+    return attempt_failed(state, step._replace(finished_at=moment.now), Failure(error), moment)
 
 
 def _overdue(step: StepExecution, now: datetime) -> ErrorInfo:
     if step.status is StepStatus.QUEUED:
         message = f"no worker took the task within its queue timeout of {step.queue_timeout_seconds:g} s"
         return ErrorInfo(code=codes.QUEUE_TIMEOUT, message=message)
+    if step.sub_workflow_id is not None:
+        message = f"the run of the sub-workflow took longer than the step's timeout of {step.timeout_seconds:g} s"
+        return ErrorInfo(code=codes.TIMEOUT, message=message)
     worker = f"worker {step.worker_id}" if step.worker_id else "its worker"
     patience, heard = step.heartbeat_timeout_seconds, step.heartbeat_at
     if patience is not None and heard is not None and now - heard >= timedelta(seconds=patience):
@@ -170,7 +183,7 @@ def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, mo
         return Decision(
             Verdict.DUPLICATE if repeated else Verdict.STALE,
             codes.DUPLICATE_RESULT if repeated else codes.LATE_REPORT,
-            released=_ticket(state, step),
+            released=ticket_of(state, step),
         )
     ended = step._replace(
         worker_id=report.worker_id,
@@ -178,12 +191,12 @@ def _attempt_ended(state: RunState, step: StepExecution, report: AgentResult, mo
         finished_at=report.finished_at or moment.now,
     )
     if report.status is ReportStatus.COMPLETED:
-        return _ended(state, step, ended.advanced(Trigger.COMPLETE, output=report.output, due_at=None))
+        return attempt_was_last(state, step, ended.advanced(Trigger.COMPLETE, output=report.output, due_at=None))
     assert report.error is not None, "the contract refuses a FAILED report without an error"
     after = report.error.retry_after_seconds
     pause = timedelta(seconds=after) if after is not None else None
     failure = Failure(_error_info(report.error), report.error.retryable, pause, kind=report.error.type)
-    return _failed(state, ended, failure, moment)
+    return attempt_failed(state, ended, failure, moment)
 
 
 def _says_the_same(step: StepExecution, report: AgentResult) -> bool:
@@ -194,49 +207,6 @@ def _says_the_same(step: StepExecution, report: AgentResult) -> bool:
         return True
     said = _error_info(report.error)
     return (step.error.code, step.error.message) == (said.code, said.message)
-
-
-def _failed(state: RunState, step: StepExecution, failure: Failure, moment: Moment) -> Decision | Wanted:
-    """Return what follows the failed attempt that *step* shows with its end: another one, or the step has failed."""
-    missing = state.missing(Wanted(plan=True))
-    if missing:
-        return missing
-    pause = pause_after(_plan(state, step).retry, failure, step.attempt - step.postponed, moment.draw)
-    if pause is None:
-        return _ended(state, step, step.advanced(Trigger.FAIL, error=failure.error, due_at=None))
-    waiting, ended = next_try(step, failure, moment.now + pause)
-    block = state.steps[step.parent_step_id] if step.parent_step_id is not None else None
-    if block is None or block.branches is None or not block.branches.is_gated or keeps_slot(state, block):
-        return Decision(Verdict.APPLIED, steps=(waiting,), ended=ended)
-    freed = block._replace(branches=block.branches._replace(dispatched=block.branches.dispatched - 1))
-    handed_on = SlotsFree(step.run_id, block.step_id)
-    return Decision(Verdict.APPLIED, steps=(waiting, freed), ended=ended, afterwards=handed_on)
-
-
-def _ended(state: RunState, before: StepExecution, after: StepExecution) -> Decision:
-    plan = _plan(state, after)
-    if plan.place is None or _goes_on(plan, after):
-        return Decision(Verdict.APPLIED, steps=(after,), then=(StepEnded(after.run_id, after.step_id),))
-    return branch_ended(state, plan, after, before=before)
-
-
-def _goes_on(plan: AgentPlan, step: StepExecution) -> bool:
-    """Whether another step follows in the branch."""
-    return step.status is StepStatus.COMPLETED and plan.next_step is not None
-
-
-def _ticket(state: RunState, step: StepExecution) -> Ticket | None:
-    """Return what stands for a branch at the gate, where the branch is over with this step."""
-    assert state.plan is not None
-    plan = _plan(state, step)
-    return ticket(state.plan, plan, step) if plan.place is not None and not _goes_on(plan, step) else None
-
-
-def _plan(state: RunState, step: StepExecution) -> AgentPlan:
-    assert state.plan is not None, "it was asked for before"
-    plan = state.plan.step(step.step_id)
-    assert isinstance(plan, AgentPlan), "only agent steps have attempts"
-    return plan
 
 
 def _error_info(error: AgentError) -> ErrorInfo:

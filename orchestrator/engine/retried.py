@@ -17,6 +17,7 @@ taken over, so they would lead nowhere again. It keeps its error to tell of that
 
 from dataclasses import replace
 from datetime import datetime
+from typing import Final
 
 from orchestrator.engine import codes
 from orchestrator.engine.decision import Decision, TakeOver, Verdict
@@ -24,6 +25,9 @@ from orchestrator.engine.inputs import RetryRequested, StepReached
 from orchestrator.engine.lifecycle import new_run, requested_again
 from orchestrator.engine.state import EarlierRun, RunState, Wanted
 from schemas.statuses import RunStatus
+
+# Why a step has failed before there was an input for it.
+WITHOUT_INPUT: Final = frozenset({codes.REFERENCE_BROKEN, codes.SUB_WORKFLOW_CYCLE, codes.SUB_WORKFLOW_TOO_DEEP})
 
 
 def retry(state: RunState, event: RetryRequested, now: datetime) -> Decision | Wanted:
@@ -44,7 +48,7 @@ def retry(state: RunState, event: RetryRequested, now: datetime) -> Decision | W
     if missing:
         return missing
     assert state.plan is not None
-    run = new_run(event, earlier.run.definition_id, state.plan, now)
+    run = new_run(event, earlier.run.definition_id, earlier.run.workflow_id, state.plan, now)
     stopped_at = _stopped_at(earlier) or state.plan.start
     return Decision(
         Verdict.APPLIED,

@@ -114,7 +114,7 @@ def start_next(state: RunState, step: StepExecution, moment: Moment) -> Decision
         ready = step._replace(due_at=within_branch(step, None), ready_at=moment.now)
         counted = block._replace(branches=block.branches._replace(ready=block.branches.ready + 1))
         return Decision(Verdict.APPLIED, steps=(ready, counted), afterwards=SlotsFree(step.run_id, block.step_id))
-    if step.agent_name is None:
+    if not step.has_attempts:
         return Decision(Verdict.APPLIED, then=(StepReached(step.run_id, step.step_id),))
     if step.error is not None:
         failed = step.advanced(Trigger.FAIL, error=step.error, finished_at=moment.now, due_at=None)

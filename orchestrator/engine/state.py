@@ -124,6 +124,7 @@ class RunState:
     collections: dict[str, Sequence[Any]] = field(default_factory=dict)  # of loops that were entered just now
     run_values: RunValues | None = None
     earlier: dict[UUID, EarlierRun | None] = field(default_factory=dict)
+    parent: "RunState | None" = None  # of a run that is asked for by a step of another one
 
     def missing(self, wanted: Wanted) -> Wanted:
         """Return the part of *wanted* that is not known yet."""

@@ -16,7 +16,16 @@ from orchestrator.engine import codes
 from orchestrator.engine.agent_limit import held
 from orchestrator.engine.block import fork
 from orchestrator.engine.decide import apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, EndedAttempt, Fork, Send, SendCancellation, SendTask, Verdict
+from orchestrator.engine.decision import (
+    Decision,
+    EndedAttempt,
+    Fork,
+    Send,
+    SendCancellation,
+    SendCancelRun,
+    SendTask,
+    Verdict,
+)
 from orchestrator.engine.events import StatusChange, run_change, step_changes
 from orchestrator.engine.inputs import (
     BlockForked,
@@ -125,7 +134,10 @@ class Batch:
                 turns.append([])
             turns[-1].append(_Queued(event, index))
             wanted[event.run_id].append(first_wanted(event))
+            if isinstance(event, RunRequested) and event.parent_run_id is not None:
+                wanted[event.parent_run_id].append(Wanted(tasks=frozenset({event.run_id})))
         await self._first_look({run_id: Wanted.all_of(many) for run_id, many in wanted.items()})
+        self._introduce_parents(inputs)
         reach("transaction.locked", inputs)
         for turn in turns:
             await self._decide_all(turn)
@@ -149,6 +161,12 @@ class Batch:
         missing = {run: self._states[run].missing(some) for run, some in wanted.items()}
         await self._load({run: some for run, some in missing.items() if some and self._states[run].run is not None})
 
+    def _introduce_parents(self, inputs: Sequence[ExternalInput]) -> None:
+        """Let the state of a requested child know that of its parent, which is locked as well."""
+        for event in inputs:
+            if isinstance(event, RunRequested) and event.parent_run_id is not None:
+                self._states[event.run_id].parent = self._states[event.parent_run_id]
+
     async def _advance(self, run_id: UUID) -> Wanted | None:
         """Decide the run's inputs until none is left (None), or until one wants to see more."""
         state, queue = self._states[run_id], self._queues[run_id]
@@ -163,6 +181,8 @@ class Batch:
             queue.extendleft(_Queued(event, None) for event in reversed(answer.then))
             if answer.afterwards is not None and all(item.event != answer.afterwards for item in reversed(queue)):
                 self._fill_slots(queue, answer.afterwards)
+            if answer.tells_parent is not None:
+                self._queues[answer.tells_parent.run_id].append(_Queued(answer.tells_parent, None))
             await self._record(state, run_id, self._with_held(state, answer))
             await self._flush_if_full()
             if answer.fork is not None:
@@ -329,6 +349,9 @@ class Batch:
         for step in cancelled:
             if block_id is not None and plan is not None and isinstance(plan.step(step.step_id), BlockPlan | LoopPlan):
                 self._uow.send(outbox_row(run_id, SendCancellation(run_id, step.step_id), self._new_id))
+            if step.child_run_id is not None:
+                reason = f'step "{step.step_id}" of run {run_id}, which it belongs to, was cancelled'
+                self._uow.send(outbox_row(run_id, SendCancelRun(step.child_run_id, reason), self._new_id))
             self._events[run_id].append(self._cancelled(step))
 
     def _cancelled(self, step: CancelledStep) -> StatusChange:

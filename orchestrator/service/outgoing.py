@@ -10,14 +10,23 @@ from messaging.dead_letters import HEADER_PREFIX
 from messaging.port import OutgoingMessage
 from messaging.rabbitmq.encoding import carriable_headers
 from orchestrator.engine import codes
-from orchestrator.engine.decision import Send, SendCancellation, SendResult, SendTask, SendTicket
+from orchestrator.engine.decision import Send, SendCancellation, SendCancelRun, SendResult, SendTask, SendTicket
 from orchestrator.engine.events import StatusChange
 from orchestrator.engine.records import StepExecution
 from orchestrator.service.notices import GateTicket
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.headers import headers_from_json
 from schemas.codec import dump_checked, encode_checked, plain_fields, written_time
-from schemas.messages import AgentTask, BranchesCancelled, ErrorInfo, RunCancelled, RunEvent, RunResult
+from schemas.messages import (
+    AgentTask,
+    BranchesCancelled,
+    CancelRun,
+    ErrorInfo,
+    RunCancelled,
+    RunEvent,
+    RunRequest,
+    RunResult,
+)
 from schemas.stored_json import StoredJson
 
 EVENTS_PER_MESSAGE: Final = 500
@@ -37,7 +46,7 @@ def outbox_row(run_id: UUID, send: Send, new_id: NewId) -> OutboxRow:
     """Return the outbox row of a message that a decision sends."""
     match send:
         case SendTask(step):
-            return _task_row(step, new_id())
+            return _task_row(step, new_id()) if step.sub_workflow_id is None else _request_row(step, new_id())
         case SendTicket(step):
             return _ticket_row(step, new_id())
         case SendResult(to, result):
@@ -54,6 +63,8 @@ def outbox_row(run_id: UUID, send: Send, new_id: NewId) -> OutboxRow:
             )
         case SendCancellation():
             return _cancellation_row(send, new_id())
+        case SendCancelRun():
+            return _cancel_row(run_id, send, new_id())
         case _:
             assert_never(send)
 
@@ -86,6 +97,7 @@ def to_message(row: OutboxRow) -> OutgoingMessage:
         message_id=str(row.message_id),
         body=row.body,
         correlation_id=row.correlation_id,
+        reply_to=topology.RESULTS_QUEUE.name if row.exchange == topology.SUBMIT_EXCHANGE else None,
         mandatory=row.exchange not in _FOR_WHOEVER_LISTENS,
     )
 
@@ -134,6 +146,35 @@ def _task_row(step: StepExecution, message_id: UUID) -> OutboxRow:
         correlation_id=str(step.task_id),
         body=dump_checked(_task(step)),
     )
+
+
+def _request_row(step: StepExecution, message_id: UUID) -> OutboxRow:
+    assert step.task_id is not None, "a dispatched step has a task id"
+    version = step.sub_workflow_version
+    request = {
+        "version": RunRequest.VERSION,
+        "run_id": step.task_id,
+        "workflow_id": step.sub_workflow_id,
+        **({"workflow_version": version} if version is not None else {}),
+        "input": step.input,
+        "parent_run_id": step.run_id,
+    }
+    return OutboxRow(
+        message_id=message_id,
+        run_id=step.run_id,
+        step_id=step.step_id,
+        task_id=step.task_id,
+        exchange=topology.SUBMIT_EXCHANGE,
+        routing_key=topology.RUNS_KEY,
+        type=RunRequest.__name__,
+        correlation_id=child_correlation(step.run_id, step.task_id),
+        body=dump_checked(request),
+    )
+
+
+def child_correlation(run_id: UUID, task_id: UUID) -> str:
+    """Return what the RunResult of a sub-workflow bears: for which run it is, and for which attempt of it."""
+    return f"{run_id}/{task_id}"
 
 
 # An AgentTask and a StepEvent as they are written: made of our own rows, whose values were checked at the door. Each
@@ -189,6 +230,20 @@ def _ticket_row(step: StepExecution, message_id: UUID) -> OutboxRow:
         type=GateTicket.__name__,
         correlation_id=None,
         body=encode_checked(GateTicket(run_id=step.run_id, block_id=step.parent_step_id, step_id=step.step_id)),
+    )
+
+
+def _cancel_row(run_id: UUID, cancelled: SendCancelRun, message_id: UUID) -> OutboxRow:
+    return OutboxRow(
+        message_id=message_id,
+        run_id=run_id,
+        step_id=None,
+        task_id=None,
+        exchange=topology.DEFAULT_EXCHANGE,
+        routing_key=topology.COMMANDS_QUEUE.name,
+        type=CancelRun.__name__,
+        correlation_id=None,
+        body=encode_checked(CancelRun(run_id=cancelled.run_id, reason=cancelled.reason)),
     )
 
 

@@ -1,23 +1,27 @@
 """What the results queue holds."""
 
+from uuid import UUID
+
 import structlog
 
 from messaging.port import DeadLetterReason, Delivery
-from orchestrator.engine.inputs import ExternalInput, TaskReported
+from orchestrator.engine.inputs import ChildEnded, ExternalInput, TaskReported
 from orchestrator.service.batch import Answer
 from orchestrator.service.intake import Item, Refused
 from schemas.codec import decode
 from schemas.errors import MessageRefused
-from schemas.messages import AgentResult
+from schemas.messages import AgentResult, RunResult
 
 log = structlog.get_logger(__name__)
 
 
 class ResultReader:
-    """Reads AgentResults."""
+    """Reads AgentResults, and the RunResults of sub-workflows."""
 
     async def read(self, delivery: Delivery) -> ExternalInput:
-        """Return what a worker reports."""
+        """Return what a worker reports, or how the run of a sub-workflow has ended."""
+        if delivery.type == RunResult.__name__:
+            return _child_ended(delivery)
         try:
             report = decode(AgentResult, delivery.body)
         except MessageRefused as refused:
@@ -28,6 +32,19 @@ class ResultReader:
 
     async def answered(self, item: Item, answer: Answer) -> None:
         """Nothing: the transaction said it all."""
+
+
+def _child_ended(delivery: Delivery) -> ChildEnded:
+    try:
+        result = decode(RunResult, delivery.body)
+    except MessageRefused as refused:
+        raise Refused(DeadLetterReason(refused.code, str(refused))) from refused
+    run_id, _, task_id = (delivery.correlation_id or "").partition("/")
+    try:
+        return ChildEnded(UUID(run_id), UUID(task_id), result)
+    except ValueError as error:
+        message = "a RunResult bears here as correlation_id what its request did: the run and the attempt it is for"
+        raise Refused(DeadLetterReason("unknown_correlation", message)) from error
 
 
 def _tell_of_timeout(report: AgentResult, seconds: float) -> None:

@@ -31,7 +31,7 @@ from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.database import is_lost_connection
 from orchestrator.storage.dead_letters import Undeliverable
 from orchestrator.storage.port import Outbox, Storage
-from schemas.messages import RunResult
+from schemas.messages import AgentTask, RunResult
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +42,7 @@ EVENTS_SECONDS: Final = 0.05  # events wait for each other: in one write they co
 SEND_SECONDS: Final = 4.0  # a message that is not on its way so long after its transaction began is left to the sweep
 PUBLISH_SECONDS: Final = 4.0  # and so is one without an answer; both together end well within HAND_OVER_SECONDS
 SENDERS: Final = 4  # publishing at once; what is committed meanwhile goes out with the next one that is free
+_OUR_QUEUES: Final = frozenset(queue.name for queue in topology.QUEUES)
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024  # what a slow broker keeps waiting beyond that is left to the sweep
 
 
@@ -240,7 +241,7 @@ class Relay:
                     unknown.append(row.message_id)
                 case PublishOutcome.RETURNED | PublishOutcome.TOO_LARGE if row.replay is not None:
                     put_back.append(_undeliverable(row, outcome))
-                case PublishOutcome.RETURNED if row.exchange == topology.DEFAULT_EXCHANGE:
+                case PublishOutcome.RETURNED if _is_for_client(row):
                     log.warning("The client's reply queue is gone", action="reply_unroutable", run_id=str(row.run_id))
                     done.append(row.message_id)
                 case PublishOutcome.RETURNED:
@@ -288,7 +289,7 @@ class Relay:
         given_up: list[TaskUndeliverable] = []
         for late in await outbox.postpone(list(returned), delay=RETRY_SECONDS, returned=True):
             row = returned[late.message_id]
-            if row.run_id is None or row.task_id is None or row.step_id is None:
+            if row.run_id is None or row.task_id is None or row.step_id is None or row.type != AgentTask.__name__:
                 continue
             if late.unroutable_for.total_seconds() == 0:
                 log.warning(
@@ -313,6 +314,11 @@ class Relay:
 
 def _text(identity: UUID | None) -> str | None:
     return None if identity is None else str(identity)
+
+
+def _is_for_client(row: OutboxRow) -> bool:
+    """Whether it goes to a client's own queue, which ends with the client; ours are declared again."""
+    return row.exchange == topology.DEFAULT_EXCHANGE and row.routing_key not in _OUR_QUEUES
 
 
 def _undeliverable(row: OutboxRow, outcome: PublishOutcome) -> Undeliverable:

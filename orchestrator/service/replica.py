@@ -31,6 +31,7 @@ from orchestrator.service.reconciler import Reconciler
 from orchestrator.service.refusals import Refusals
 from orchestrator.service.relay import Relay
 from orchestrator.service.requests import RequestReader
+from orchestrator.service.strays import Strays
 from orchestrator.service.timers import Timers
 from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.due import Due
@@ -88,6 +89,7 @@ class Replica:
         }
         self.lookout = Lookout(storage, replica_id, self.driver.database, wakes)
         self.reconciler = Reconciler(storage, broker, self.driver, silent_after=silent_after)
+        self.strays = Strays(storage, self.driver, silent_after=silent_after)
         # A new gate's queue must be there before its tickets go out.
         self.driver.follow(self.gatekeeper.open_gates)
         self.driver.follow(self.relay.committed)
@@ -121,6 +123,7 @@ class Replica:
             "dead letters": self.dead_letters.run,
             "lost tasks": self.lost_tasks.run,
             "reconciler": self.reconciler.run,
+            "strays": self.strays.run,
             "notices": self._take_notices,
             "health": partial(self._book.watch, self._broker),
             **{f"intake {number}": intake.run for number, intake in enumerate(self.intakes)},

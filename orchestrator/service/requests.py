@@ -61,10 +61,14 @@ class RequestReader:
             input=request.input,
             labels=request.labels or {},
             reply=reply_address(delivery),
+            parent_run_id=request.parent_run_id,
         )
 
     async def answered(self, item: Item, answer: Answer) -> None:
-        """Tell the client of a conflict; everything else is told by the run itself."""
+        """Tell of a conflict, or that nobody waits; everything else is told by the run itself."""
+        if answer.verdict is Verdict.REJECTED and answer.code == codes.NOT_AWAITED:
+            message = "no step of the run that parent_run_id names waits for this one: it was cancelled, or timed out"
+            await self._refusals.refuse(item.delivery, item.event.run_id, ErrorInfo(code=answer.code, message=message))
         if answer.verdict is Verdict.REJECTED and answer.code == codes.RUN_ID_CONFLICT:
             message = "there is a run with this run_id and another body: choose another id, or repeat the same request"
             await self._refusals.refuse(item.delivery, item.event.run_id, ErrorInfo(code=answer.code, message=message))
@@ -105,7 +109,8 @@ def _request_digest(request: RunRequest, definition: str) -> str:
     # A workflow that is named, rather than given, may have a newer definition when the request is repeated.
     named = request.workflow_id is not None
     workflow = [request.workflow_id, request.workflow_version] if named else definition
-    return digest([workflow, request.input, request.labels])
+    parent = [str(request.parent_run_id)] if request.parent_run_id is not None else []
+    return digest([workflow, request.input, request.labels, *parent])
 
 
 def _error(error: WorkflowInvalid | UnknownWorkflow) -> ErrorInfo:

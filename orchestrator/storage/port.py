@@ -21,6 +21,7 @@ from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.outbox import Postponed
 from orchestrator.storage.silent import Silence, SilentAttempt
+from orchestrator.storage.strays import Stray
 from orchestrator.storage.writes import CancelledStep
 from schemas.workflow import Workflow
 
@@ -140,6 +141,12 @@ class Storage(Protocol):
 
     async def oldest_silent(self, agent_name: str, seconds: float, limit: int) -> Sequence[SilentAttempt]:
         """Return up to *limit* silent attempts of an agent, those that were sent first."""
+
+    async def find_strays(self, seconds: float, limit: int) -> Sequence[Stray]:
+        """Return up to *limit* sub-workflows of each kind whose step and run do not fit together any more.
+
+        *seconds* is for how long a message between the two may travel.
+        """
 
     async def store_definition(self, workflow: Workflow, document: Mapping[str, Any]) -> str:
         """Store a definition unless it is there already; return its id."""

@@ -21,6 +21,7 @@ from orchestrator.storage import (
     due,
     gates,
     silent,
+    strays,
     taking_over,
     timers,
     writes,
@@ -34,6 +35,7 @@ from orchestrator.storage.gates import Lease
 from orchestrator.storage.loading import Loader, begin_and_lock, lock
 from orchestrator.storage.outbox import PostgresOutbox
 from orchestrator.storage.silent import Silence, SilentAttempt
+from orchestrator.storage.strays import Stray
 from orchestrator.storage.writes import CancelledStep
 from schemas.workflow import Workflow
 
@@ -160,6 +162,10 @@ class PostgresStorage:
     async def oldest_silent(self, agent_name: str, seconds: float, limit: int) -> Sequence[SilentAttempt]:
         """Return up to *limit* silent attempts of an agent, those that were sent first."""
         return await silent.oldest_silent(self._database, agent_name, seconds, limit)
+
+    async def find_strays(self, seconds: float, limit: int) -> Sequence[Stray]:
+        """Return up to *limit* sub-workflows of each kind whose step and run do not fit together any more."""
+        return await strays.find_strays(self._database, seconds, limit)
 
     async def store_definition(self, workflow: Workflow, document: Mapping[str, Any]) -> str:
         """Store a definition unless it is there already; return its id."""

@@ -14,7 +14,7 @@ from schemas.messages import ErrorInfo
 from schemas.statuses import JoinPolicy, RunStatus, StepStatus
 
 _SUMMARY: Final = """r.id, r.workflow_id, r.workflow_version, r.status, r.labels, r.created_at, r.started_at,
-        r.finished_at, r.retry_of,
+        r.finished_at, r.retry_of, r.parent_run_id, r.parent_step_id,
         ARRAY(SELECT id FROM runs WHERE retry_of = r.id ORDER BY created_at, id) AS retried_as"""
 _RUNS: Final = f"""
     SELECT {_SUMMARY}
@@ -22,7 +22,8 @@ _RUNS: Final = f"""
     WHERE ($1::text IS NULL OR status = $1)
         AND ($2::text IS NULL OR workflow_id = $2)
         AND ($3::jsonb IS NULL OR labels @> $3)
-    ORDER BY created_at DESC, id LIMIT $4
+        AND ($4 OR parent_run_id IS NULL)
+    ORDER BY created_at DESC, id LIMIT $5
 """  # noqa: S608 - only our own column list is put in
 _RUN: Final = f"""
     SELECT {_SUMMARY},
@@ -33,21 +34,26 @@ _STEPS: Final = """
     SELECT s.step_id, s.parent_step_id, s.branch_name, s.join_policy, s.status, s.agent_name, s.attempt, s.worker_id,
            s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched,
            s.created_at, s.queued_at, s.started_at, s.finished_at, s.heartbeat_at, s.due_at, s.error::text AS error,
+           s.sub_workflow_id, s.sub_workflow_version, c.id AS child_id, c.status AS child_status,
            o.unsent_since, o.unroutable_since, o.held_since,
            l.max_concurrency AS agent_max_concurrency, l.rate_per_second AS agent_rate_per_second
-    FROM step_executions AS s LEFT JOIN (
+    FROM step_executions AS s
+    LEFT JOIN runs AS c ON c.id = s.task_id AND s.sub_workflow_id IS NOT NULL
+    LEFT JOIN (
         SELECT task_id, min(created_at) AS unsent_since, min(returned_at) AS unroutable_since,
             min(held_at) AS held_since
         FROM outbox WHERE run_id = $1 GROUP BY task_id
-    ) AS o USING (task_id)
+    ) AS o ON o.task_id = s.task_id
     LEFT JOIN agent_limits AS l ON l.agent_name = s.agent_name AND o.held_since IS NOT NULL
     WHERE s.run_id = $1
     ORDER BY min(s.created_at) OVER (PARTITION BY s.parent_step_id, COALESCE(s.branch_name, s.step_id)),
         s.position, s.ordinal, s.step_id  -- the steps of a branch stand together
 """
 _ENDED: Final = """
-    SELECT step_id, attempt, worker_id, queued_at, started_at, finished_at, retry_at, error::text AS error
-    FROM step_attempts WHERE run_id = $1 ORDER BY step_id, attempt
+    SELECT a.step_id, a.attempt, a.worker_id, a.queued_at, a.started_at, a.finished_at, a.retry_at,
+           a.error::text AS error, c.id AS child_id, c.status AS child_status
+    FROM step_attempts AS a LEFT JOIN runs AS c ON c.id = a.task_id
+    WHERE a.run_id = $1 ORDER BY a.step_id, a.attempt
 """
 _UNFINISHED: Final = "SELECT id FROM runs WHERE status IN ('PENDING', 'RUNNING')"
 
@@ -59,6 +65,7 @@ class Selection:
     status: RunStatus | None = None
     workflow_id: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)  # a run matches that has all of these, and perhaps others
+    children: bool = False  # also runs that carry out steps of others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +82,16 @@ class RunSummary:
     finished_at: datetime | None
     retry_of: UUID | None = None  # the run from which it has taken over what that had completed
     retried_as: Sequence[UUID] = ()  # the runs that have taken over from it, the oldest first
+    parent_run_id: UUID | None = None  # whose step it carries out
+    parent_step_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildView:
+    """The run that carries out an attempt of a sub-workflow step."""
+
+    run_id: UUID
+    status: RunStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +105,7 @@ class AttemptView:
     finished_at: datetime
     retry_at: datetime  # when the next one was to start
     error: ErrorInfo
+    child: ChildView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +118,9 @@ class StepView:
     join_policy: JoinPolicy | None = None
     status: StepStatus
     agent_name: str | None
+    sub_workflow_id: str | None = None
+    sub_workflow_version: str | None = None
+    child: ChildView | None = None  # of a sub-workflow, once it has started
     attempt: int
     worker_id: str | None
     max_parallelism: int | None
@@ -137,7 +158,8 @@ async def list_runs(database: Database, selection: Selection, *, limit: int) -> 
     """Return the newest of the runs that match."""
     labels = json.dumps(dict(selection.labels)) if selection.labels else None
     async with database.connection() as connection:
-        rows = await connection.fetch(_RUNS, selection.status, selection.workflow_id, labels, limit)
+        asked = (selection.status, selection.workflow_id, labels, selection.children, limit)
+        rows = await connection.fetch(_RUNS, *asked)
         return [_summary(row) for row in rows]
 
 
@@ -175,17 +197,25 @@ def _summary(row: Row) -> RunSummary:
         finished_at=row["finished_at"],
         retry_of=row["retry_of"],
         retried_as=row["retried_as"],
+        parent_run_id=row["parent_run_id"],
+        parent_step_id=row["parent_step_id"],
     )
 
 
 def _step(row: Row, earlier: Sequence[AttemptView]) -> StepView:
-    values = {**row, "status": StepStatus(row["status"]), "error": to_error(row["error"]), "earlier_attempts": earlier}
+    values = _with_child(row) | {"status": StepStatus(row["status"]), "earlier_attempts": earlier}
     return StepView(**values)
+
+
+def _with_child(row: Row) -> dict[str, Any]:
+    values = {**row, "error": to_error(row["error"])}
+    child_id, status = values.pop("child_id"), values.pop("child_status")
+    return values | {"child": ChildView(child_id, RunStatus(status)) if child_id is not None else None}
 
 
 def _by_step(rows: Sequence[Row]) -> dict[str, list[AttemptView]]:
     found: dict[str, list[AttemptView]] = {}
     for row in rows:
-        values = {**row, "error": to_error(row["error"])}
+        values = _with_child(row)
         found.setdefault(values.pop("step_id"), []).append(AttemptView(**values))
     return found

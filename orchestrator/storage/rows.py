@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from orchestrator.engine.records import Branches, ReplyAddress, Run, StepExecution
+from orchestrator.engine.records import Branches, Parent, ReplyAddress, Run, StepExecution
 from orchestrator.storage.database import Row
 from schemas.messages import ErrorInfo
 from schemas.statuses import JoinPolicy, RunStatus, StepStatus
@@ -13,13 +13,15 @@ STEP_COLUMNS: Final = """
     s.timeout_seconds, s.queue_timeout_seconds, s.heartbeat_timeout_seconds, s.attempt, s.task_id, s.worker_id,
     s.max_parallelism, s.branches_total, s.branches_open, s.branches_failed, s.branches_dispatched, s.branches_passed,
     s.branches_ready, s.created_at, s.queued_at, s.started_at, s.heartbeat_at, s.finished_at, s.due_at, s.ready_at,
-    s.branch_timeout_seconds, s.branch_due_at, s.postponed, s.error::text AS error"""
+    s.branch_timeout_seconds, s.branch_due_at, s.postponed, s.sub_workflow_id, s.sub_workflow_version,
+    s.error::text AS error"""
 
 RUN_COLUMNS: Final = """
     r.id AS "run.id", r.status AS "run.status", r.definition_id AS "run.definition_id",
     r.request_digest AS "run.request_digest", r.reply_to AS "run.reply_to", r.correlation_id AS "run.correlation_id",
     r.started_at AS "run.started_at", r.finished_at AS "run.finished_at", r.due_at AS "run.due_at",
-    r.retry_of AS "run.retry_of"
+    r.retry_of AS "run.retry_of", r.workflow_id AS "run.workflow_id", r.parent_run_id AS "run.parent_run_id",
+    r.parent_step_id AS "run.parent_step_id", r.ancestors::text AS "run.ancestors"
 """
 
 
@@ -35,6 +37,8 @@ def to_step(row: Row, values: Any = None) -> StepExecution:
         branch_name=row["branch_name"],
         join_policy=JoinPolicy(row["join_policy"]) if row["join_policy"] is not None else None,
         agent_name=row["agent_name"],
+        sub_workflow_id=row["sub_workflow_id"],
+        sub_workflow_version=row["sub_workflow_version"],
         timeout_seconds=row["timeout_seconds"],
         queue_timeout_seconds=row["queue_timeout_seconds"],
         heartbeat_timeout_seconds=row["heartbeat_timeout_seconds"],
@@ -63,8 +67,10 @@ def to_run(row: Row) -> Run:
         id=row["run.id"],
         status=RunStatus(row["run.status"]),
         definition_id=row["run.definition_id"],
+        workflow_id=row["run.workflow_id"],
         request_digest=row["run.request_digest"],
         reply=ReplyAddress(row["run.reply_to"], row["run.correlation_id"]) if row["run.reply_to"] is not None else None,
+        parent=_parent(row),
         started_at=row["run.started_at"],
         finished_at=row["run.finished_at"],
         due_at=row["run.due_at"],
@@ -80,6 +86,12 @@ def to_error(text: str | None) -> ErrorInfo | None:
 def to_value(text: str | None) -> Any:
     """Return the value that a column's JSON text holds; SQL NULL is null."""
     return read_stored(text) if text is not None else None
+
+
+def _parent(row: Row) -> Parent | None:
+    if row["run.parent_run_id"] is None:
+        return None
+    return Parent(row["run.parent_run_id"], row["run.parent_step_id"], tuple(to_value(row["run.ancestors"])))
 
 
 def _branches(row: Row) -> Branches | None:

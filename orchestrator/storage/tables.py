@@ -77,6 +77,10 @@ runs: Final = Table(
     _time("finished_at"),
     _time("due_at"),  # when the run counts as overdue
     Column("retry_of", Uuid, ForeignKey("runs.id", ondelete="SET NULL")),  # the run that it has taken over from
+    # Of a sub-workflow's run, whose id is the task id of an attempt of that step.
+    Column("parent_run_id", Uuid),
+    Column("parent_step_id", Text),
+    Column("ancestors", JSON),  # the workflows of the runs above, the outermost first
     _one_of("status", RunStatus),
     Index(None, "created_at"),
     Index(None, "status", "created_at"),
@@ -125,6 +129,8 @@ step_executions: Final = Table(
     Column("ordinal", Integer, nullable=False, server_default=text("0")),  # within its branch
     Column("branch_timeout_seconds", Double),
     _time("branch_due_at"),  # when the branch counts as overdue
+    Column("sub_workflow_id", Text),  # whose runs carry the step out
+    Column("sub_workflow_version", Text),  # null: the newest
     _one_of("status", StepStatus),
     Index("uq_step_executions_task_id", "task_id", unique=True, postgresql_where=text("task_id IS NOT NULL")),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
@@ -137,6 +143,7 @@ step_executions: Final = Table(
         "position",
         postgresql_where=text("ready_at IS NOT NULL"),
     ),
+    Index("ix_step_executions_sub_workflows", "run_id", postgresql_where=text("sub_workflow_id IS NOT NULL")),
     # Rows change a few times each; room on the page keeps those changes off the indexes (HOT).
     postgresql_with={"fillfactor": "80"},
 )

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from orchestrator.engine import codes
 from orchestrator.engine.decision import TakeOver
 from orchestrator.engine.records import Run
+from orchestrator.engine.retried import WITHOUT_INPUT
 from orchestrator.storage.database import Connection
 
 _TAKE_OVER_RUN: Final = """
@@ -27,7 +27,8 @@ _NULL_AGAIN: Final = (
 )  # fmt: skip
 _ZERO_AGAIN: Final = ("attempt", "postponed", "branches_failed", "branches_dispatched", "branches_ready")
 _AS_IT_IS: Final = (
-    "step_id", "parent_step_id", "branch_name", "join_policy", "position", "ordinal", "agent_name", "input",
+    "step_id", "parent_step_id", "branch_name", "join_policy", "position", "ordinal", "agent_name", "sub_workflow_id",
+    "sub_workflow_version", "input",
     "timeout_seconds", "queue_timeout_seconds", "heartbeat_timeout_seconds", "branch_timeout_seconds",
     "max_parallelism", "branches_total",
 )  # fmt: skip
@@ -37,7 +38,7 @@ _COPIED: Final = {
     **{name: f"CASE WHEN NOT again THEN {name} END" for name in _NULL_AGAIN},
     **{name: f"CASE WHEN again THEN {name} * 0 ELSE {name} END" for name in _ZERO_AGAIN},  # null where it is no block
     "status": "CASE WHEN again THEN 'PENDING' ELSE status END",
-    "error": "CASE WHEN NOT again OR (agent_name IS NOT NULL AND error ->> 'code' = $5) THEN error END",
+    "error": "CASE WHEN NOT again OR (has_attempts AND error ->> 'code' = ANY($5::text[])) THEN error END",
     "created_at": "CASE WHEN again THEN $4 ELSE created_at END",
     "branches_open": "CASE WHEN again THEN COALESCE(open, branches_total) ELSE branches_open END",
     "branches_passed": """CASE
@@ -65,7 +66,8 @@ _TAKE_OVER_STEPS: Final = f"""
     INSERT INTO step_executions ({", ".join(_COPIED)})
     SELECT {", ".join(_COPIED.values())}
     FROM (
-        SELECT source.*, open, step_id = $3 OR (unfinished AND around.block_id IS NOT NULL) AS again
+        SELECT source.*, open, agent_name IS NOT NULL OR sub_workflow_id IS NOT NULL AS has_attempts,
+            step_id = $3 OR (unfinished AND around.block_id IS NOT NULL) AS again
         FROM source
         LEFT JOIN entered_again AS around ON around.block_id = parent_step_id
         LEFT JOIN counted ON counted.block_id = step_id
@@ -100,7 +102,7 @@ async def take_over(connection: Connection, run: Run, what: TakeOver) -> None:
         what.run_id,
     )
     await connection.execute(
-        _TAKE_OVER_STEPS, run.id, what.run_id, what.stopped_at, run.started_at, codes.REFERENCE_BROKEN
+        _TAKE_OVER_STEPS, run.id, what.run_id, what.stopped_at, run.started_at, sorted(WITHOUT_INPUT)
     )
     await connection.execute(_TAKE_OVER_ITEMS, run.id, what.run_id)
 

@@ -27,6 +27,7 @@ class CancelledStep:
     parent_step_id: str | None
     branch_name: str | None
     attempt: int
+    child_run_id: UUID | None = None  # the run that carried it out
 
 
 GATE_LEASE_SECONDS: Final = 5.0
@@ -41,7 +42,7 @@ _STEP_TYPES: Final = {
     "branches_passed": "integer",
     "created_at": "timestamptz", "queued_at": "timestamptz", "started_at": "timestamptz", "heartbeat_at": "timestamptz",
     "finished_at": "timestamptz", "due_at": "timestamptz", "branch_timeout_seconds": "double precision",
-    "branch_due_at": "timestamptz",
+    "branch_due_at": "timestamptz", "sub_workflow_id": "text", "sub_workflow_version": "text",
 }  # fmt: skip
 # Of these a new row has the defaults.
 _RETRY_TYPES: Final = {"ready_at": "timestamptz", "postponed": "integer", "branches_ready": "integer"}
@@ -52,7 +53,8 @@ _ENDED_TYPES: Final = {
 _RUN_TYPES: Final = {
     "id": "uuid", "workflow_id": "text", "workflow_version": "text", "definition_id": "text", "status": "text",
     "input": "json", "labels": "jsonb", "request_digest": "text", "reply_to": "text", "correlation_id": "text",
-    "created_at": "timestamptz", "started_at": "timestamptz", "due_at": "timestamptz",
+    "created_at": "timestamptz", "started_at": "timestamptz", "due_at": "timestamptz", "parent_run_id": "uuid",
+    "parent_step_id": "text", "ancestors": "json",
 }  # fmt: skip
 _RUN_CHANGES: Final = {
     "id": "uuid", "status": "text", "output": "json", "error": "json", "reply_to": "text", "correlation_id": "text",
@@ -203,12 +205,14 @@ _CANCEL_OPEN_STEPS: Final = """
             branches_ready = branches_ready * 0  -- null where it is no block
         WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
             AND ($3 IS NULL OR parent_step_id IN (SELECT block_id FROM blocks))
-        RETURNING step_id, parent_step_id, branch_name, attempt, task_id
+        RETURNING step_id, parent_step_id, branch_name, attempt, task_id, sub_workflow_id
     ), dropped AS (
         DELETE FROM outbox USING cancelled
         WHERE outbox.run_id = $1 AND outbox.held_at IS NOT NULL AND outbox.task_id = cancelled.task_id
     )
-    SELECT step_id, parent_step_id, branch_name, attempt FROM cancelled
+    SELECT step_id, parent_step_id, branch_name, attempt,
+        CASE WHEN sub_workflow_id IS NOT NULL THEN task_id END AS child_run_id
+    FROM cancelled
 """
 _CLOSE_LINE: Final = """
     UPDATE step_executions SET status = 'CANCELLED', finished_at = $4
@@ -340,6 +344,9 @@ def _run_inserts(runs: Iterable[tuple[Run, RunRequested]]) -> Arguments:
             run.started_at,
             run.started_at,
             run.due_at,
+            run.parent.run_id if run.parent else None,
+            run.parent.step_id if run.parent else None,
+            dump_json(run.parent.ancestors) if run.parent else None,
         )
         for run, request in runs
     )

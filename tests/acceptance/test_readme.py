@@ -63,6 +63,7 @@ def test_the_commands_of_the_other_readmes_work(cluster: Cluster, tmp_path: Path
     if path == "examples/README.md":
         assert "2 of 3 documents were read" in shown
         assert '"primes": 78498' in shown
+        assert "there is no document documents/sequel.txt" in shown
 
 
 def test_no_readme_with_commands_is_forgotten() -> None:
@@ -92,7 +93,7 @@ def test_the_workflow_of_the_readme_runs_with_the_agents_of_the_readme(cluster: 
 
 def test_the_steps_that_the_readme_shows_are_valid() -> None:
     shown = [block for block in map(json.loads, README.blocks("json")) if "steps" not in block]
-    assert [step["type"] for step in shown] == ["fork_join", "conditional"]
+    assert [step["type"] for step in shown] == ["fork_join", "conditional", "sub_workflow"]
     for step in shown:
         edges = [step.get(name) for name in ("next_step", "if_true_step", "if_false_step")]
         others = [*edges, *(inner for lane in lanes(step).values() for inner in lane)]
@@ -161,12 +162,13 @@ def default_text(field: Any) -> str:
 
 STEP_CODES = {
     codes.AGENT_ERROR, codes.BRANCHES_FAILED, codes.REFERENCE_BROKEN, codes.TIMEOUT, codes.QUEUE_TIMEOUT,
-    codes.HEARTBEAT_TIMEOUT, codes.UNKNOWN_AGENT, *WorkerErrorCode,
+    codes.HEARTBEAT_TIMEOUT, codes.UNKNOWN_AGENT, codes.SUB_WORKFLOW_FAILED, codes.SUB_WORKFLOW_CANCELLED,
+    codes.SUB_WORKFLOW_CYCLE, codes.SUB_WORKFLOW_TOO_DEEP, *WorkerErrorCode,
 }  # fmt: skip
 RUN_CODES = {codes.STEP_FAILED, codes.CANCELLED, codes.RUN_TIMEOUT}
 REJECTIONS = {
     "malformed_message", "unsupported_version", "invalid_workflow", "unknown_workflow", codes.RUN_ID_CONFLICT,
-    codes.UNKNOWN_RUN, codes.RUN_GOES_ON, codes.RUN_COMPLETED,
+    codes.UNKNOWN_RUN, codes.RUN_GOES_ON, codes.RUN_COMPLETED, codes.NOT_AWAITED,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ INPUTS = {
     "conditional": [],
     "nested_blocks": [],
     "loop": [],
+    "sub_workflow": ["--with", "examples/document_analysis.json"],
+    "document_analysis": ["--input", '{"path": "documents/queues.txt"}'],
 }
 
 
@@ -97,6 +100,42 @@ def test_the_attempts_of_a_step_are_shown_with_their_errors(example: Alone) -> N
         (2, "agent_error"),
     ]
     assert (steps["first"]["attempt"], steps["first"]["status"]) == (3, "COMPLETED")
+
+
+def test_runs_of_sub_workflows_are_kept_with_the_run_that_they_belong_to(example: Alone) -> None:
+    command = ["run", "examples/sub_workflow.json", "--with", "examples/document_analysis.json", "--json"]
+    done = example.forkjoin(*command, FORKJOIN_AGENTS="examples.agents:agents")
+    run_id = json.loads(done.stdout)["run_id"]
+
+    described = json.loads(example.forkjoin("runs", "show", run_id, "--json").stdout)
+    steps = {step["step_id"]: step for step in described["steps"]}
+    below = {name: steps[name]["child"] for name in ("first", "second", "third")}
+    shown = example.forkjoin("runs", "show", below["third"]["run_id"]).stdout
+    listed = [example.forkjoin("runs", "list", *option, "--json").stdout for option in ([], ["--children"])]
+
+    assert [child["status"] for child in below.values()] == ["COMPLETED", "COMPLETED", "FAILED"]
+    assert f"carries out step third of run {run_id}" in shown
+    own, everything = ({run["run_id"]: run["parent_run_id"] for run in json.loads(runs)} for runs in listed)
+    assert run_id in own
+    assert not any(child["run_id"] in own for child in below.values())
+    assert [everything[child["run_id"]] for child in below.values()] == [run_id] * 3
+
+
+def test_a_run_that_ends_before_those_below_it_leaves_none_of_them_open(example: Alone) -> None:
+    names = ["top", "upper", "middle", "lower", "naps"]
+    documents = [
+        {"name": name, "start_step": "s", "steps": {"s": {"type": "sub_workflow", "workflow_id": below}}}
+        for name, below in pairwise(names)
+    ]
+    documents = [documents[0] | {"timeout_seconds": 2}, *documents[1:], block_of(nap(60)) | {"workflow_id": "naps"}]
+    files = [example.write(document, f"{name}.json") for name, document in zip(names, documents, strict=True)]
+
+    done = example.forkjoin("run", files[0], *(part for file in files[1:] for part in ("--with", file)))
+
+    assert done.returncode == 1, done.stderr
+    listed = json.loads(example.forkjoin("runs", "list", "--children", "--limit", "5", "--json").stdout)
+    statuses = {run["workflow_id"]: run["status"] for run in listed}
+    assert statuses == {"top": "FAILED"} | dict.fromkeys(names[1:], "CANCELLED")
 
 
 def unbranched(name: str) -> set[str]:

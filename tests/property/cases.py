@@ -48,16 +48,20 @@ class Case:
     steps: Mapping[str, Mapping[str, Any]]
     behaviours: Mapping[str, Behaviour]
     failing_first: Mapping[str, int] = field(default_factory=dict)  # so many attempts fail before that
+    delegated: frozenset[str] = frozenset()  # steps whose agents are called by runs of other workflows
 
     def step(self, execution: str) -> Mapping[str, Any]:
         """Return the step that an execution is of."""
         return self.steps[step_of(execution)]
 
+    def behaviour(self, step_id: str) -> Behaviour:
+        return self.behaviours.get(step_id, Behaviour.COMPLETES)
+
     def behaviour_of(self, execution: str, attempt: int) -> Behaviour:
         """Return what the agent does with an attempt, counted from 1."""
         step_id = step_of(execution)
         fails_first = attempt <= self.failing_first.get(step_id, 0)
-        return Behaviour.FAILS if fails_first else self.behaviours.get(step_id, Behaviour.COMPLETES)
+        return Behaviour.FAILS if fails_first else self.behaviour(step_id)
 
     def members(self, lane: Sequence[str]) -> list[str]:
         """Return the steps of a branch, those on the paths of its conditionals too."""
@@ -90,8 +94,26 @@ class Case:
         )
 
     @property
+    def document(self) -> dict[str, Any]:
+        """The workflow, with sub-workflows for the steps that are delegated."""
+        steps = {name: self._delegated(name) if name in self.delegated else step for name, step in self.steps.items()}
+        return {"name": "case", "start_step": "n1", "steps": steps}
+
+    def _delegated(self, step_id: str) -> dict[str, Any]:
+        kept = {name: value for name, value in self.steps[step_id].items() if name not in _OF_AGENTS}
+        return {"type": "sub_workflow", "workflow_id": delegate(step_id), **kept}
+
+    @property
     def workflow(self) -> Workflow:
         return parse_workflow({"name": "case", "start_step": "n1", "steps": self.steps})
+
+
+_OF_AGENTS = frozenset({"agent_name", "queue_timeout_seconds"})
+
+
+def delegate(step_id: str) -> str:
+    """Return the workflow to which a step is delegated."""
+    return f"delegate of {step_id}"
 
 
 def said(step_id: str, value: Any) -> dict[str, str]:
@@ -220,7 +242,11 @@ class _Drawn:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Draw a workflow of up to four steps and blocks, in which every step can be reached."""
-    return make_case(_Drawn(draw), [*_BEHAVIOURS, Behaviour.IS_IGNORED])
+    case = make_case(_Drawn(draw), [*_BEHAVIOURS, Behaviour.IS_IGNORED])
+    # No worker has to take a sub-workflow.
+    agents = [name for name, step in case.steps.items() if "agent_name" in step]
+    able = [name for name in agents if case.behaviour(name) is not Behaviour.IS_IGNORED]
+    return replace(case, delegated=frozenset(draw(st.sets(st.sampled_from(able)) if able else st.just(set()))))
 
 
 def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:

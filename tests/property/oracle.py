@@ -120,7 +120,8 @@ class _Walk:
         behaviour = self._case.last_behaviour(step.id)
         if behaviour is Behaviour.COMPLETES:
             return StepOutcome(StepStatus.COMPLETED, said(step.id, value), None)
-        return _failed(ERROR_CODES[behaviour])
+        is_told = step.id in self._case.delegated and behaviour is not Behaviour.HANGS  # by a run that failed
+        return _failed(codes.SUB_WORKFLOW_FAILED if is_told else ERROR_CODES[behaviour])
 
     def _block_outcome(self, block_id: str, seen: Seen, at: At) -> StepOutcome:
         written, before = self._case.steps[block_id], dict(seen)

@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from orchestrator.engine import codes
 from orchestrator.engine.records import Branches, StepExecution
+from orchestrator.engine.retried import WITHOUT_INPUT
 from schemas.statuses import StepStatus
 
 
@@ -51,7 +51,7 @@ def _is_unfinished(step: StepExecution) -> bool:
 
 
 def _had_no_input(step: StepExecution) -> bool:
-    return step.agent_name is not None and step.error is not None and step.error.code == codes.REFERENCE_BROKEN
+    return step.has_attempts and step.error is not None and step.error.code in WITHOUT_INPUT
 
 
 def _again(step: StepExecution, steps: Sequence[StepExecution], run_id: UUID, now: datetime) -> StepExecution:
@@ -65,6 +65,8 @@ def _again(step: StepExecution, steps: Sequence[StepExecution], run_id: UUID, no
         branch_name=step.branch_name,
         join_policy=step.join_policy,
         agent_name=step.agent_name,
+        sub_workflow_id=step.sub_workflow_id,
+        sub_workflow_version=step.sub_workflow_version,
         timeout_seconds=step.timeout_seconds,
         queue_timeout_seconds=step.queue_timeout_seconds,
         heartbeat_timeout_seconds=step.heartbeat_timeout_seconds,

@@ -114,7 +114,7 @@ def states(draw: st.DrawFn, status_of_step: StepStatus) -> RunState:
     """Draw what is known of a run with a step of its own, or with a block and one of its branches."""
     status = draw(st.sampled_from(RunStatus))
     due_at = draw(st.none() | TIMES) if not status.is_final else None
-    fields = {"definition_id": "d-1", "request_digest": "digest", "started_at": NOW}
+    fields = {"definition_id": "d-1", "workflow_id": "case", "request_digest": "digest", "started_at": NOW}
     run = Run(id=RUN, status=status, reply=draw(REPLIES), due_at=due_at, **fields)
     state = RunState(draw(st.sampled_from([run, None])), plan=PLAN, run_values=RunValues({}, None, None))
     branch = draw(rows(status_of_step, "a", "block"))

@@ -125,6 +125,14 @@ def workers_are_told_once_of_each_block_that_was_cut_short_and_of_no_other(world
     assert told == sorted(ended)
 
 
+def a_run_of_a_sub_workflow_is_stopped_where_its_step_goes_on_without_it(world: World) -> None:
+    over = [*world.ended_children, *world.stopped_children]
+    assert len(over) == len(set(over))
+    for run_id, step_id in world.children.items():
+        step = world.rows.steps[step_id]
+        assert (run_id in over) != (step.child_run_id == run_id and step.is_dispatched)
+
+
 def no_run_takes_too_long_before_its_time(world: World) -> None:
     run = world.rows.run
     if run is not None and run.error is not None and run.error.code == codes.RUN_TIMEOUT:
@@ -173,6 +181,7 @@ CHECKS: Sequence[Callable[[World], None]] = (
     a_ticket_is_held_until_its_branch_has_ended,
     whoever_asked_is_told_once_and_the_same,
     workers_are_told_once_of_a_run_that_was_stopped_and_of_no_other,
+    a_run_of_a_sub_workflow_is_stopped_where_its_step_goes_on_without_it,
     no_run_takes_too_long_before_its_time,
     every_change_of_status_is_told,
     what_was_completed_is_not_done_again,

@@ -15,7 +15,17 @@ from uuid import UUID
 
 from orchestrator.engine.block import DESCRIBED_FAILURES, fork
 from orchestrator.engine.decide import apply, decide, first_wanted
-from orchestrator.engine.decision import Decision, EndedAttempt, Fork, Join, JoinForm, Send, TakeOver, Verdict
+from orchestrator.engine.decision import (
+    Decision,
+    EndedAttempt,
+    Fork,
+    Join,
+    JoinForm,
+    Send,
+    SendCancelRun,
+    TakeOver,
+    Verdict,
+)
 from orchestrator.engine.events import step_changes
 from orchestrator.engine.inputs import (
     BlockForked,
@@ -193,6 +203,8 @@ class Transaction:
 
     def _cancel(self, step: StepExecution) -> None:
         self.rows.steps[step.step_id] = cancelled(step, self._moment.now)
+        if step.child_run_id is not None and step.is_dispatched:
+            self.effects.sent.append(SendCancelRun(step.child_run_id, "cancelled"))
         self.effects.told.append((step.step_id, StepStatus.CANCELLED))
 
     def _take_over(self, what: TakeOver) -> None:

@@ -14,11 +14,22 @@ from uuid import UUID
 
 from orchestrator.engine import codes
 from orchestrator.engine.compilation import compile_plan
-from orchestrator.engine.decision import Decision, Send, SendCancellation, SendResult, SendTask, SendTicket, Verdict
-from orchestrator.engine.executions import execution_id, iterations_of
+from orchestrator.engine.decision import (
+    Decision,
+    Send,
+    SendCancellation,
+    SendCancelRun,
+    SendResult,
+    SendTask,
+    SendTicket,
+    Verdict,
+)
+from orchestrator.engine.executions import execution_id, iterations_of, step_of
 from orchestrator.engine.inputs import (
     AttemptOverdue,
     BranchArrived,
+    ChildEnded,
+    ChildStarted,
     ExternalInput,
     Input,
     RetryDue,
@@ -31,8 +42,9 @@ from orchestrator.engine.inputs import (
 )
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.records import ReplyAddress, StepExecution
-from schemas.messages import AgentError, AgentResult
-from schemas.statuses import ReportStatus, RunStatus, StepStatus
+from schemas.messages import AgentError, AgentResult, ErrorInfo, RunResult
+from schemas.statuses import ReportStatus, ResultStatus, RunStatus, StepStatus
+from schemas.validation import parse_workflow
 from tests.property.cases import INPUT, LONG, Behaviour, Case, lanes, said
 from tests.property.transaction import EARLIER, RUN, Effects, Rows, Transaction
 
@@ -62,11 +74,14 @@ class World:
         self.accepted: Counter[str] = Counter()  # ends of attempts that had an effect, by step
         self.retried: Counter[str] = Counter()  # attempts that were followed by another, by step
         self.told: defaultdict[str, list[StepStatus]] = defaultdict(list)
+        self.children: dict[UUID, str] = {}  # runs that were asked for, with the steps that they carry out
+        self.ended_children: list[UUID] = []  # those whose end had an effect
+        self.stopped_children: list[UUID] = []
         self.results: list[SendResult] = []
         self.cancellations: list[SendCancellation] = []
         self.to_be_told: list[ReplyAddress] = []  # where a result must go, in that order
         self.now = earlier.now if earlier is not None else datetime(2026, 1, 1, tzinfo=UTC)
-        self._plan = replace(compile_plan(case.workflow), timeout_seconds=LONG)
+        self._plan = replace(compile_plan(parse_workflow(case.document)), timeout_seconds=LONG)
         self._ids = count(100)
         self._replies = count(1)
         self._asked_last: list[ReplyAddress] = []
@@ -175,6 +190,8 @@ class World:
                 sent = step.attempt - 1 if step.step_id in self.tasks else 0
                 assert sent == self.retried[step.step_id], f"attempt {step.attempt} of {step.step_id} is sent twice"
                 self.tasks[step.step_id] = step.task_id
+                if step.child_run_id is not None:
+                    self.children[step.child_run_id] = step.step_id
             case SendTicket(step):
                 assert step.step_id not in self.tickets, f"{step.step_id} is sent to its gate twice"
                 self.tickets.append(step.step_id)
@@ -182,6 +199,8 @@ class World:
                 self.results.append(send)
             case SendCancellation():
                 self.cancellations.append(send)
+            case SendCancelRun(run_id):
+                self.stopped_children.append(run_id)
 
     def _answered(self, event: Input, decision: Decision) -> None:
         applied = decision.verdict is Verdict.APPLIED
@@ -192,6 +211,9 @@ class World:
                 self.held = self.held | {event.step_id} if is_held else self.held - {event.step_id}
             case TaskReported(report) if applied and report.status.ends_attempt:
                 self.accepted[decision.steps[0].step_id] += 1
+            case ChildEnded() if applied:
+                self.accepted[decision.steps[0].step_id] += 1
+                self.ended_children.append(event.task_id)
             case AttemptOverdue() | TaskUndeliverable() if applied:
                 self.accepted[event.step_id] += 1
             case RunRequested() | RetryRequested():
@@ -256,6 +278,8 @@ class World:
     def end(self, step_id: str) -> ExternalInput:
         """Return what ends the attempt of a step as its agent behaves, or comes a step nearer to it."""
         task_id, row = self.tasks[step_id], self.rows.steps[step_id]
+        if step_of(step_id) in self.case.delegated:
+            return self._end_of_child(step_id, task_id)
         match self.case.behaviour_of(step_id, row.attempt):
             case Behaviour.IS_MISSING:
                 return TaskUndeliverable(RUN, step_id, task_id, codes.UNKNOWN_AGENT)
@@ -268,7 +292,33 @@ class World:
             case behaviour:
                 return self._report(ENDS[behaviour], task_id, output=said(step_id, row.input))
 
+    def _end_of_child(self, step_id: str, task_id: UUID) -> ExternalInput | ChildStarted:
+        row = self.rows.steps[step_id]
+        match self.case.behaviour_of(step_id, row.attempt):
+            case Behaviour.HANGS if row.status is StepStatus.QUEUED:
+                return ChildStarted(RUN, task_id)
+            case Behaviour.HANGS:
+                return AttemptOverdue(RUN, step_id, task_id)
+            case Behaviour.COMPLETES:
+                return _ended(ResultStatus.COMPLETED, task_id, output=said(step_id, row.input))
+            case _:
+                return _ended(ResultStatus.FAILED, task_id)
+
+    def _of_child(self, step_id: str, task_id: UUID) -> dict[str, ExternalInput | ChildStarted]:
+        row = self.rows.steps[step_id]
+        happenings: dict[str, ExternalInput | ChildStarted] = {
+            f"end of somebody's run for {step_id}": _ended(ResultStatus.COMPLETED, NOBODYS_TASK),
+            f"{step_id} overdue": AttemptOverdue(RUN, step_id, task_id),
+            f"run of {step_id} starts": ChildStarted(RUN, task_id),
+            f"{step_id} reported by a worker": self._report(ReportStatus.COMPLETED, task_id),
+        }
+        if row.status.is_final or row.task_id is None:
+            return happenings | {f"{step_id} {status} too late": _ended(status, task_id) for status in ResultStatus}
+        return happenings | {f"{step_id} {self.case.behaviour_of(step_id, row.attempt)}": self.end(step_id)}
+
     def _of_task(self, step_id: str, task_id: UUID) -> dict[str, ExternalInput]:
+        if step_of(step_id) in self.case.delegated:
+            return self._of_child(step_id, task_id)
         row = self.rows.steps[step_id]
         happenings: dict[str, ExternalInput] = {
             f"result of {step_id} with a wrong task id": self._report(ReportStatus.COMPLETED, NOBODYS_TASK),
@@ -302,3 +352,8 @@ class World:
             started_at=self.now,
         )
         return TaskReported(report)
+
+
+def _ended(status: ResultStatus, task_id: UUID, output: Any = None) -> ChildEnded:
+    error = ErrorInfo(code="step_failed", message="no luck") if status is not ResultStatus.COMPLETED else None
+    return ChildEnded(RUN, task_id, RunResult(run_id=task_id, status=status, output=output, error=error))

@@ -11,12 +11,12 @@ from typing import Any
 from unittest import mock
 
 from messaging.port import Consumer, PublishOutcome
-from orchestrator.engine import agent_limit, gate
+from orchestrator.engine import agent_limit, gate, lifecycle
 from orchestrator.engine.agent_limit import AgentLimit
 from orchestrator.engine.decide import decide
 from orchestrator.engine.decision import Decision, SendTask, Verdict
-from orchestrator.engine.inputs import BlockDrained, BranchArrived, StepEnded, TaskReported
-from orchestrator.engine.records import Branches
+from orchestrator.engine.inputs import BlockDrained, BranchArrived, RunRequested, StepEnded, TaskReported
+from orchestrator.engine.records import Branches, Parent
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.service import batch
 from orchestrator.service.agent_gates import AgentGates
@@ -24,6 +24,7 @@ from orchestrator.service.batch import Committed
 from orchestrator.service.driver import Driver
 from orchestrator.service.intake import Intake, Item
 from orchestrator.service.relay import Relay
+from orchestrator.service.strays import Strays
 from orchestrator.storage.changes import OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
 from tests.simulation.storage import agents
@@ -149,6 +150,23 @@ def slots_without_a_sweep() -> Any:
     return mock.patch.object(AgentGates, "wake", sleep_on)
 
 
+@contextmanager
+def runs_that_nobody_waits_for() -> Iterator[None]:
+    """A run starts though the step that asked for it was cancelled meanwhile; and nobody looks for such runs."""
+
+    def anybody(state: RunState, event: RunRequested) -> Parent | None:
+        above, step_id = state.parent, state.parent.tasks.get(event.run_id) if state.parent is not None else None
+        if above is None or above.run is None or step_id is None:
+            return None
+        return Parent(above.run.id, step_id, above.run.lineage)
+
+    async def nothing(_: Strays) -> int:
+        return 0
+
+    with mock.patch.object(lifecycle, "parent_of", anybody), mock.patch.object(Strays, "run_once", nothing):
+        yield
+
+
 BUGS: dict[str, Patch] = {
     patch.__name__.replace("_", "-"): patch
     for patch in (
@@ -162,6 +180,7 @@ BUGS: dict[str, Patch] = {
         limited_tasks_sent_at_once,
         slots_without_a_count,
         slots_without_a_sweep,
+        runs_that_nobody_waits_for,
     )
 }
 

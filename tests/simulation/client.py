@@ -4,8 +4,8 @@ Most of those that failed or were cancelled it retries.
 """
 
 import asyncio
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -17,7 +17,7 @@ from messaging.port import Consumer, OutgoingMessage, PublishOutcome
 from schemas.codec import decode, encode
 from schemas.messages import CancelRun, Message, RetryRun, RunRequest, RunResult
 from schemas.statuses import ResultStatus
-from tests.property.cases import INPUT, Behaviour, Case, make_case
+from tests.property.cases import INPUT, Behaviour, Case, delegate, make_case
 from tests.simulation.entropy import Dice
 
 MISSING_AGENT: Final = "nobody"
@@ -36,12 +36,31 @@ class Submitted:
     @property
     def document(self) -> dict[str, Any]:
         """The workflow; an agent that is missing has a name that no worker offers."""
-        missing = {step_id for step_id, behaviour in self.case.behaviours.items() if behaviour is Behaviour.IS_MISSING}
-        steps = {
-            step_id: {**step, "agent_name": MISSING_AGENT} if step_id in missing else dict(step)
-            for step_id, step in self.case.steps.items()
-        }
-        return {"name": "case", "start_step": "n1", "steps": steps}
+        document = self.case.document
+        steps = {step_id: self._called(step_id, step) for step_id, step in document["steps"].items()}
+        for step in steps.values():
+            if "workflow_id" in step:
+                step["workflow_id"] = self._own(step["workflow_id"])
+        return {**document, "steps": steps}
+
+    @property
+    def delegates(self) -> list[dict[str, Any]]:
+        """The workflows of one step each to which steps are delegated; the step is called as that which starts it."""
+        return [
+            {"name": self._own(delegate(step_id)), "start_step": step_id, "steps": {step_id: self._works(step_id)}}
+            for step_id in sorted(self.case.delegated)
+        ]
+
+    def _works(self, step_id: str) -> dict[str, Any]:
+        mapping = {key: f"${{workflow.input.{key}}}" for key in self.case.steps[step_id].get("input_mapping", {})}
+        return self._called(step_id, {"agent_name": "x", "input_mapping": mapping})
+
+    def _called(self, step_id: str, step: Mapping[str, Any]) -> dict[str, Any]:
+        is_missing = self.case.behaviour(step_id) is Behaviour.IS_MISSING and "agent_name" in step
+        return {**step, "agent_name": MISSING_AGENT} if is_missing else dict(step)
+
+    def _own(self, workflow_id: str) -> str:
+        return f"{workflow_id} in {self.run_id}"
 
     def behaviour_of(self, step_id: str, attempt: int) -> Behaviour:
         """Return what the agent of a step does; in a run that is retried all goes well."""
@@ -55,12 +74,21 @@ class Submitted:
         return self.case.once_more({*kept, *missing})
 
 
+def _delegating(case: Case, dice: Dice) -> Case:
+    """Let other workflows carry out some steps of some cases."""
+    likely = dice.pick([0.0, 0.0, 0.3, 0.8])
+    steps = [step_id for step_id, step in case.steps.items() if "agent_name" in step and dice.happens(likely)]
+    return replace(case, delegated=frozenset(steps))
+
+
 class SimulatedClient:
     """It is spared all faults but those of the broker."""
 
     def __init__(self, server: MemoryServer, dice: Dice) -> None:
         self.broker = MemoryBroker(server, name="client")
-        self.runs = [Submitted(make_case(dice), dice.happens(0.1)) for _ in range(dice.pick([1, 1, 2]))]
+        self.runs = [
+            Submitted(_delegating(make_case(dice), dice), dice.happens(0.1)) for _ in range(dice.pick([1, 1, 2]))
+        ]
         self._dice = dice
         self._told = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []

@@ -140,6 +140,19 @@ def check_told(run: Run, results: Iterable[RunResult]) -> None:
     require(told == {ResultStatus(run.status.value)}, "O2 effect", "the run is", run.status, "the client heard", told)
 
 
+def check_children(history: History) -> None:
+    """Make sure that each run of a sub-workflow belongs to an attempt, and that its step came to what it came to."""
+    for step in history.steps.values():
+        if step.child_run_id is None:
+            continue  # no attempt yet, or taken over from an earlier run
+        child = history.runs.get(step.child_run_id)
+        if child is not None:
+            require(child.parent is not None, "O2 effect", step.step_id, "has a run that does not know it")
+        if step.status is StepStatus.COMPLETED:
+            became = child.status if child is not None else None
+            require(became is RunStatus.COMPLETED, "O2 effect", step.step_id, "completed, and its run is", became)
+
+
 def check_repeats(executions: Iterable[Execution], faults: int) -> None:
     """Make sure that work was repeated for faults only."""
     times: defaultdict[tuple[UUID, str, int], list[Execution]] = defaultdict(list)

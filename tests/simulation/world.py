@@ -14,6 +14,8 @@ from agent_worker.options import WorkerOptions
 from agent_worker.worker import Worker
 from messaging.topology import GATE_EXPIRES
 from orchestrator.service.replica import Replica
+from schemas.statuses import StepStatus
+from schemas.validation import parse_workflow
 from tests.property.cases import Behaviour, said
 from tests.simulation.chaos import Chaos
 from tests.simulation.client import SimulatedClient
@@ -25,6 +27,7 @@ from tests.simulation.oracles import (
     Execution,
     History,
     Violation,
+    check_children,
     check_outcome,
     check_repeats,
     check_taken_over,
@@ -69,6 +72,7 @@ class World:
             Violation: An oracle said no.
             Exception: A replica or a worker ended by it.
         """
+        await self._register_delegates()
         limiting = asyncio.create_task(self._limits.change())
         await asyncio.sleep(0)  # one turn for it: a limit is there before anybody is
         for role in (self._replica, self._worker):
@@ -82,6 +86,13 @@ class World:
             limiting.cancel()
         await self._quiet()
         self._check_ends()
+
+    async def _register_delegates(self) -> None:
+        operator = self._storage.client("operator")
+        for document in (document for run in self._client.runs for document in run.delegates):
+            workflow = parse_workflow(document)
+            await operator.store_definition(workflow, document)
+            self._storage.register_workflow(workflow, document)
 
     async def shut_down(self) -> None:
         """End all processes."""
@@ -156,13 +167,21 @@ class World:
                 Execution(context.run_id, context.step_id, context.attempt, member.name, self.chaos.now)
             )
             member.note(f"works on {context.step_id}")
-            behaviour = self._client.behaviour_of(context.run_id, context.step_id, context.attempt)
+            behaviour = self._behaviour(context)
             await asyncio.sleep(1e9 if behaviour is Behaviour.HANGS else self._dice.pick([0.0, 0.01, 0.3, 2.0]))
             if behaviour is Behaviour.FAILS:
                 raise ValueError("as it should")
             return said(context.step_id, input)
 
         return agents
+
+    def _behaviour(self, context: AgentContext) -> Behaviour:
+        """Return what an agent does, whether the client's run calls it or one that carries out a step of that."""
+        parent = self._storage.runs[context.run_id].parent
+        if parent is None:
+            return self._client.behaviour_of(context.run_id, context.step_id, context.attempt)
+        attempt = self._storage.steps[parent.run_id, parent.step_id].attempt
+        return self._client.behaviour_of(parent.run_id, parent.step_id, attempt)
 
     # What happens from outside
 
@@ -255,6 +274,7 @@ class World:
             ready, unsettled = self._server.depth(name, self._client.broker).ready, self._server.unsettled(name)
             if ready or unsettled:
                 busy.append(f"{name}: {ready} ready, {unsettled} unsettled")
+        busy += [f"run {run.id} is {run.status}" for run in self._history.runs.values() if not run.status.is_final]
         busy += [f"outbox: {row}" for row in self._storage.outbox_rows]
         busy += [f"gate: {row}" for row in self._storage.gate_rows]
         busy += [f"dead letter: {letter}" for letter in self._storage.dead_letter_rows]
@@ -272,8 +292,10 @@ class World:
             outputs = {step_id: self._storage.output_of(one.run_id, step_id) for step_id in steps}
             earlier = self._history.steps_of(one.retry_of) if one.retry_of is not None else {}
             kept = check_taken_over(earlier, steps, [it.step_id for it in self.executions if it.run_id == one.run_id])
-            check_outcome(one.expected(kept), run, steps, outputs, may_be_cancelled=one.may_be_cancelled)
+            failed = {step_id for step_id in kept if steps[step_id].status is StepStatus.FAILED}
+            check_outcome(one.expected(failed), run, steps, outputs, may_be_cancelled=one.may_be_cancelled)
             check_told(run, one.results)
+        check_children(self._history)
         check_repeats(self.executions, len(self.chaos.faults))
 
 

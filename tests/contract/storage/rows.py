@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from messaging import topology
 from orchestrator.engine.decision import Join
 from orchestrator.engine.inputs import RunRequested
-from orchestrator.engine.records import Branches, Run, StepExecution
+from orchestrator.engine.records import Branches, Parent, Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.storage.changes import Changes, GateRow, OutboxRow
 from orchestrator.storage.definitions import definition_id
@@ -29,7 +29,8 @@ NOTHING: Final = Wanted()
 
 def run(run_id: UUID | None = None, **fields: Any) -> Run:
     """Return a run that goes on."""
-    known = {"status": RunStatus.RUNNING, "definition_id": DEFINITION, "request_digest": "digest", "reply": None}
+    known = {"status": RunStatus.RUNNING, "definition_id": DEFINITION, "workflow_id": "small"}
+    known |= {"request_digest": "digest", "reply": None}
     return Run(**{"id": run_id or uuid4(), "started_at": TIME, **known, **fields})
 
 
@@ -118,10 +119,12 @@ async def write(storage: Storage, run_id: UUID, what: Changes) -> None:
         await session.write(what)
 
 
-async def add_run(storage: Storage, *steps: StepExecution, run_id: UUID, **more: Any) -> Run:
+async def add_run(
+    storage: Storage, *steps: StepExecution, run_id: UUID, parent: Parent | None = None, **more: Any
+) -> Run:
     """Store a new run with its steps, and whatever comes with them."""
     await storage.store_definition(WORKFLOW, DOCUMENT)
-    new = run(run_id)
+    new = run(run_id, parent=parent)
     await write(storage, run_id, changes(*steps, new=new, **more))
     return new
 

@@ -232,6 +232,7 @@ async def test_a_scheduler_is_asked_at_every_operation(memory: MemoryStorage, wi
     await client.due_inputs(1)
     await client.count_silent(1)
     await client.oldest_silent("echo", 1, 1)
+    await client.find_strays(1, 1)
     identity = await client.store_definition(WORKFLOW, DOCUMENT)
     memory.register_workflow(WORKFLOW, DOCUMENT)
     assert await client.find_definition("small", None) == (identity, WORKFLOW.version)

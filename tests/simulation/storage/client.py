@@ -13,8 +13,9 @@ from orchestrator.storage.dead_letters import NewDeadLetter
 from orchestrator.storage.due import Due
 from orchestrator.storage.gates import Lease
 from orchestrator.storage.silent import Silence, SilentAttempt
+from orchestrator.storage.strays import Stray
 from schemas.workflow import Workflow
-from tests.simulation.storage import agents, attempts, definitions, due, leases, letters
+from tests.simulation.storage import agents, attempts, definitions, due, leases, letters, strays
 from tests.simulation.storage.locks import LockTimeout
 from tests.simulation.storage.operations import Operation, Scheduler
 from tests.simulation.storage.sessions import MemoryOutbox, MemorySession
@@ -175,6 +176,10 @@ class MemoryClient:
         return await self._alone(
             Operation.OLDEST_SILENT, lambda begun: attempts.oldest_silent(begun, agent_name, seconds, limit)
         )
+
+    async def find_strays(self, seconds: float, limit: int) -> Sequence[Stray]:
+        """Return up to *limit* sub-workflows of each kind whose step and run do not fit together any more."""
+        return await self._alone(Operation.FIND_STRAYS, lambda begun: strays.find_strays(begun, seconds, limit))
 
     async def store_definition(self, workflow: Workflow, document: Mapping[str, Any]) -> str:
         """Store a definition unless it is there already; return its id."""

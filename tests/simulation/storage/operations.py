@@ -39,6 +39,7 @@ class Operation(StrEnum):
     DUE_INPUTS = "due inputs"
     COUNT_SILENT = "count silent"
     OLDEST_SILENT = "oldest silent"
+    FIND_STRAYS = "find strays"
     STORE_DEFINITION = "store definition"
     FIND_DEFINITION = "find definition"
     STORE_DEAD_LETTERS = "store dead letters"

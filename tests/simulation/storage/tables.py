@@ -90,6 +90,12 @@ class Tables:
             if self.runs[key[0]].record.status is RunStatus.RUNNING:
                 yield self.steps[key].record
 
+    def open_sub_workflows(self) -> Iterator[StepExecution]:
+        """Yield the steps with an open attempt that a run of another workflow carries out."""
+        for row in self.steps.values():
+            if row.record.sub_workflow_id is not None and row.record.is_dispatched:
+                yield row.record
+
     def apply(self, client: str, changes: Rows) -> Commit:
         """Take a transaction's changes in, all at once."""
         commit = self._describe(client, changes)

@@ -70,7 +70,8 @@ async def cancel_open_steps(
         blocks.add(step.step_id)
         if not step.status.is_final:
             transaction.put_step(row.cancelled(now))
-            cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt))
+            child = step.child_run_id
+            cancelled.append(CancelledStep(step.step_id, step.parent_step_id, step.branch_name, step.attempt, child))
             tasks.add(step.task_id)
     held = [entry.row for entry in transaction.messages() if entry.held_at is not None]
     await transaction.delete_messages(row.message_id for row in held if row.task_id in tasks)

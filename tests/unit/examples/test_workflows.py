@@ -32,6 +32,8 @@ WORKFLOWS = [
     "conditional",
     "nested_blocks",
     "loop",
+    "sub_workflow",
+    "document_analysis",
 ]
 
 

@@ -21,6 +21,7 @@ from schemas.workflow import (
     ParallelStep,
     Retry,
     RetryStrategy,
+    SubWorkflowStep,
     Workflow,
 )
 
@@ -28,7 +29,7 @@ README = (Path(__file__).resolve().parents[3] / "schemas/README.md").read_text(e
 FIELDS = README.partition("## Fields")[2].partition("\n## ")[0]
 
 
-STEPS = [AgentStep, ParallelStep, ForkJoinStep, LoopStep, ConditionalStep, Condition]
+STEPS = [AgentStep, SubWorkflowStep, ParallelStep, ForkJoinStep, LoopStep, ConditionalStep, Condition]
 
 
 @pytest.mark.parametrize("part", [*STEPS, ForkJoinConfig, ForkBranch, LoopConfig, Retry, RetryStrategy])

@@ -16,7 +16,7 @@ from orchestrator.cli.waiting import Slot
 from orchestrator.engine.agent_limit import AgentLimit
 from orchestrator.storage.agents import AgentActivity, BusyWorker
 from orchestrator.storage.definitions import RegisteredWorkflow
-from orchestrator.storage.queries import RunDetails, RunSummary, StepView
+from orchestrator.storage.queries import AttemptView, ChildView, RunDetails, RunSummary, StepView
 from schemas.messages import ErrorInfo
 from schemas.statuses import RunStatus, StepStatus
 
@@ -194,3 +194,42 @@ def test_of_a_large_block_the_quiet_branches_are_counted_unless_all_are_asked_fo
     assert f"and {len(branches)} more branches (--all shows them)" in written(console)
     tables.run_tree(details, {}, all_branches=True)
     assert written(console).count("── b") == len(branches)
+
+
+def test_a_step_and_the_runs_that_carry_it_out_are_shown_together(console: Console) -> None:
+    console.width = 200
+    first, second = (ChildView(UUID(int=number), status) for number, status in enumerate(RunStatus, 1) if number < 3)
+    earlier = AttemptView(
+        attempt=1,
+        worker_id=None,
+        queued_at=NOW,
+        started_at=NOW,
+        finished_at=NOW,
+        retry_at=NOW,
+        error=ErrorInfo(code="sub_workflow_failed", message="no luck"),
+        child=first,
+    )
+    below = {"agent_name": None, "sub_workflow_id": "be[low]", "sub_workflow_version": "2.0", "child": second}
+    shown = replace(step("calls", StepStatus.RUNNING), attempt=2, earlier_attempts=[earlier], **below)
+    above = replace(summary(), parent_run_id=UUID(int=9), parent_step_id="x[1]")
+
+    tables.run_tree(RunDetails(above, None, None, None, [shown]), {}, all_branches=False)
+
+    lines = [line.strip() for line in written(console).splitlines()]
+    assert f"carries out step x[1] of run {UUID(int=9)}" in lines
+    assert "workflow be[low] 2.0" in lines[3]
+    assert lines[4].startswith("├── attempt 1")
+    assert lines[5:7] == [f"│   └── run {first.run_id}  {first.status}", f"└── run {second.run_id}  {second.status}"]
+
+
+def test_runs_of_sub_workflows_are_listed_with_the_run_that_they_belong_to(console: Console) -> None:
+    console.width = 200
+    above = summary()
+    below = replace(summary(), parent_run_id=above.run_id, parent_step_id="calls")
+
+    tables.runs_table([below, above])
+
+    header, first, second = written(console).splitlines()
+    assert header.split()[-2:] == ["belongs", "to"]
+    assert first.count(str(above.run_id)) == 1
+    assert second.split()[0] == str(above.run_id)

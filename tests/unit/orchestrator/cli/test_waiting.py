@@ -4,13 +4,14 @@ from dataclasses import MISSING, asdict, replace
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from messaging.port import QueueDepth
 from orchestrator.cli.waiting import Queues, WaitingFor, waiting_for, wants_queue, words
-from orchestrator.storage.queries import StepView
-from schemas.statuses import StepStatus
+from orchestrator.storage.queries import ChildView, StepView
+from schemas.statuses import RunStatus, StepStatus
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 NOT_ASKED = Queues({}, unknown_agent_after=60.0)
@@ -161,3 +162,29 @@ def test_a_running_attempt_tells_of_its_worker() -> None:
 def test_an_attempt_that_fell_silent_tells_when_its_task_was_sent_again() -> None:
     silent = step(StepStatus.RUNNING, worker_id="w-1", started_at=later(1), heartbeat_at=later(2), queued_at=later(95))
     assert words(awaited(silent)).endswith("(last sign of life 12:00:02); its task was sent again at 12:01:35")
+
+
+CALLS = step(StepStatus.QUEUED, agent_name=None, sub_workflow_id="below")
+CHILD = UUID(int=7)
+
+
+def test_a_sub_workflow_waits_for_its_run() -> None:
+    assert words(awaited(CALLS)) == 'an orchestrator that takes the request for a run of workflow "below"'
+    running = replace(CALLS, status=StepStatus.RUNNING, child=ChildView(CHILD, RunStatus.RUNNING), started_at=later(1))
+    assert words(awaited(running)) == f"run {CHILD}, since 12:00:01"
+    assert words(awaited(replace(running, due_at=later(61)))) == f"run {CHILD}, since 12:00:01; overdue at 12:01:01"
+    assert asdict(awaited(running)) == {
+        "kind": "run",
+        "workflow_id": "below",
+        "run_id": CHILD,
+        "since": later(1),
+        "due_at": None,
+    }
+
+
+def test_a_sub_workflow_whose_request_is_not_sent_waits_for_that() -> None:
+    assert words(awaited(replace(CALLS, unsent_since=NOON))).startswith("its task to be sent, since 12:00:00")
+
+
+def test_no_queue_tells_what_a_sub_workflow_waits_for() -> None:
+    assert [wants_queue(view) for view in (QUEUED, CALLS)] == [True, False]

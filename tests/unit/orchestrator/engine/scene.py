@@ -89,8 +89,8 @@ def three_branches(**block_fields: Any) -> Plan:
 
 
 def run_row(status: RunStatus = RunStatus.RUNNING, **fields: Any) -> Run:
-    given = {"definition_id": "d-1", "request_digest": "digest", "reply": None, "started_at": NOW} | fields
-    return Run(id=RUN, status=status, **given)
+    known = {"definition_id": "d-1", "workflow_id": "sample", "request_digest": "digest", "reply": None}
+    return Run(**{"id": RUN, "status": status, "started_at": NOW, **known, **fields})
 
 
 def step_row(step_id: str = "step", status: StepStatus = StepStatus.QUEUED, **fields: Any) -> StepExecution:

@@ -10,7 +10,6 @@ from schemas.scope import Scope, StepOutcome
 from schemas.statuses import JoinPolicy, StepStatus
 from tests.unit.orchestrator.engine.scene import (
     NOW,
-    RUN,
     after,
     agent,
     agent_plan,
@@ -18,6 +17,7 @@ from tests.unit.orchestrator.engine.scene import (
     counted_ids,
     parallel,
     plan_of,
+    run_row,
     step_row,
 )
 
@@ -30,7 +30,7 @@ def test_a_new_step_waits_with_the_input_that_its_template_gives() -> None:
         second=agent("write", input_mapping={"about": "${workflow.input.topic}", "from": "${first.output.n}"}),
     )
     scope = Scope({"topic": "rain"}, {"first": StepOutcome(StepStatus.COMPLETED, {"n": 7}, None)})
-    step = new_step(RUN, agent_plan(plan, "second"), "second", None, scope, NOW)
+    step = new_step(run_row(), agent_plan(plan, "second"), "second", None, scope, NOW)
     assert (step.status, step.attempt, step.task_id) == (StepStatus.PENDING, 0, None)
     assert (step.agent_name, step.input, step.created_at) == ("write", {"about": "rain", "from": 7}, NOW)
     assert (step.parent_step_id, step.branch_name, step.join_policy) == (None, None, None)
@@ -38,14 +38,14 @@ def test_a_new_step_waits_with_the_input_that_its_template_gives() -> None:
 
 def test_a_new_branch_names_its_block_and_its_join_policy() -> None:
     plan = plan_of(block=parallel("a", "b", timeout_seconds=9.0), a=agent(), b=agent())
-    step = new_step(RUN, agent_plan(plan, "b"), "b", "block", NOTHING, NOW)
+    step = new_step(run_row(), agent_plan(plan, "b"), "b", "block", NOTHING, NOW)
     assert (step.parent_step_id, step.branch_name, step.join_policy) == ("block", "b", JoinPolicy.ALL)
     assert (step.position, step.timeout_seconds) == (1, 9.0)
 
 
 def test_a_step_whose_input_leads_nowhere_is_born_failed_with_the_reference_named() -> None:
     plan = plan_of(alone=agent(input_mapping={"x": "About ${workflow.input.topic}"}))
-    step = new_step(RUN, agent_plan(plan, "alone"), "alone", None, Scope({"title": 1}, {}), NOW)
+    step = new_step(run_row(), agent_plan(plan, "alone"), "alone", None, Scope({"title": 1}, {}), NOW)
     assert (step.status, step.finished_at, step.input, step.task_id) == (StepStatus.FAILED, NOW, None, None)
     assert step.error is not None
     assert step.error.code == codes.REFERENCE_BROKEN

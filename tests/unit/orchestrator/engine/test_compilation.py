@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.engine.plan import Place, Plan, TimeLimits
+from orchestrator.engine.plan import Place, Plan, SubWorkflowPlan, TimeLimits
 from schemas.scope import Part, Reads
 from schemas.statuses import JoinPolicy
 from tests.unit.orchestrator.engine.scene import (
@@ -318,3 +318,29 @@ def test_a_loop_reads_what_its_collection_and_the_inputs_at_its_fork_take_from_e
     )
     assert loop_plan(plan).reads == Reads(steps=frozenset({"first", "second"}))
     assert agent_plan(plan, "x").reads == Reads(frozenset({"second"}), loop_parts=frozenset({Part.ITEM}))
+
+
+# Sub-workflows
+
+
+def test_a_sub_workflow_is_planned_as_an_agent_step_is_with_the_defaults_of_its_block() -> None:
+    starts = {"type": "sub_workflow", "workflow_id": "below", "input_mapping": {"a": "${before.output}"}}
+    plan = plan_of(
+        before=agent(next_step="block"),
+        block=parallel("one", "two", timeout_seconds=5.0, retry={"max_attempts": 2}),
+        one={**starts, "version": "2.0", "timeout_seconds": 3.0},
+        two={**starts, "retry": {"max_attempts": 7}},
+    )
+    one, two = plan.steps["one"], plan.steps["two"]
+    assert isinstance(one, SubWorkflowPlan)
+    assert isinstance(two, SubWorkflowPlan)
+    assert (one.workflow_id, one.version, two.version) == ("below", "2.0", None)
+    assert (one.limits.attempt, two.limits.attempt) == (3.0, 5.0)
+    assert [step.retry and step.retry.max_attempts for step in (one, two)] == [2, 7]
+    assert block_plan(plan).reads.steps == {"before"}
+
+
+def test_a_body_that_begins_with_a_sub_workflow_has_its_items_at_the_fork() -> None:
+    starts = {"type": "sub_workflow", "workflow_id": "below", "input_mapping": {"item": "${loop.item}"}}
+    assert not loop_plan(plan_of(loop=loop("x"), x=starts)).keeps_items
+    assert loop_plan(plan_of(loop=loop("y", "x"), x=starts, y=agent())).keeps_items

@@ -79,6 +79,7 @@ def test_a_run_that_failed_goes_on_in_another_at_the_step_that_failed() -> None:
         id=RUN,
         status=RunStatus.RUNNING,
         definition_id="d-1",
+        workflow_id="sample",
         request_digest="digest",
         reply=REPLY,
         started_at=NOW,

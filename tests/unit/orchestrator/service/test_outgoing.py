@@ -10,13 +10,22 @@ import pytest
 from messaging import topology
 from messaging.port import OutgoingMessage
 from messaging.rabbitmq.encoding import encode_message
-from orchestrator.engine.decision import SendCancellation, SendResult, SendTask, SendTicket
+from orchestrator.engine.decision import SendCancellation, SendCancelRun, SendResult, SendTask, SendTicket
 from orchestrator.engine.events import StatusChange
 from orchestrator.engine.records import ReplyAddress, StepExecution
 from orchestrator.service.outgoing import EVENTS_PER_MESSAGE, event_rows, outbox_row, to_message
 from orchestrator.storage.changes import OutboxRow
 from schemas.codec import decode, encode
-from schemas.messages import AgentTask, ErrorInfo, RunCancelled, RunEvent, RunResult, StepEvent
+from schemas.messages import (
+    AgentTask,
+    CancelRun,
+    ErrorInfo,
+    RunCancelled,
+    RunEvent,
+    RunRequest,
+    RunResult,
+    StepEvent,
+)
 from schemas.statuses import ResultStatus, StepStatus
 from schemas.stored_json import StoredJson
 
@@ -199,3 +208,31 @@ def test_a_replay_has_only_headers_that_can_be_written() -> None:
     message = replayed(headers={"bytes": {"$bytes": "/w=="}, "huge": {"$float": "1e+300"}})
     encode_message(message, 1, 131_072)
     assert message.headers["bytes"] == b"\xff"
+
+
+@pytest.mark.parametrize("version", [None, "2.0"])
+def test_a_sub_workflow_goes_out_as_a_request_whose_result_comes_back_for_its_attempt(version: str | None) -> None:
+    step = branch(agent_name=None, sub_workflow_id="below", sub_workflow_version=version)
+    row = outbox_row(RUN, SendTask(step), uuid4)
+    assert (row.exchange, row.routing_key, row.type) == ("orchestrator.submit", "orchestrator.runs", "RunRequest")
+    assert (row.run_id, row.step_id, row.task_id, row.correlation_id) == (RUN, "step-a", TASK, f"{RUN}/{TASK}")
+    assert decode(RunRequest, row.body) == RunRequest(
+        run_id=TASK,
+        workflow_id="below",
+        workflow_version=version,
+        input={"größe": [1, None]},
+        parent_run_id=RUN,
+    )
+    message = to_message(row)
+    assert (message.reply_to, message.correlation_id, message.mandatory) == (
+        topology.RESULTS_QUEUE.name,
+        f"{RUN}/{TASK}",
+        True,
+    )
+
+
+def test_a_run_that_nobody_waits_for_is_stopped_as_an_operator_would() -> None:
+    row = outbox_row(RUN, SendCancelRun(TASK, "enough"), uuid4)
+    assert (row.exchange, row.routing_key, row.type) == ("", "orchestrator.commands", "CancelRun")
+    assert decode(CancelRun, row.body) == CancelRun(run_id=TASK, reason="enough")
+    assert to_message(row).mandatory

@@ -8,12 +8,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from messaging.port import Delivery
-from orchestrator.engine.inputs import TaskReported
+from orchestrator.engine.inputs import ChildEnded, TaskReported
 from orchestrator.service.intake import Refused
 from orchestrator.service.readers import ResultReader
 from schemas.codec import encode
-from schemas.messages import AgentResult
-from schemas.statuses import ReportStatus
+from schemas.messages import AgentResult, RunResult
+from schemas.statuses import ReportStatus, ResultStatus
 
 
 def result(**fields: Any) -> AgentResult:
@@ -52,3 +52,28 @@ async def test_a_result_that_took_longer_than_consumer_timeout_names_the_setting
 async def test_what_is_no_result_is_refused() -> None:
     with pytest.raises(Refused, match="JSON"):
         await ResultReader().read(delivery(b"nonsense"))
+
+
+RUN, TASK = uuid.UUID(int=1), uuid.UUID(int=2)
+ENDED = RunResult(run_id=TASK, status=ResultStatus.COMPLETED, output={"n": 1}, error=None)
+
+
+def run_result(correlation_id: str | None, body: bytes | None = None) -> Delivery:
+    content = encode(ENDED) if body is None else body
+    return Delivery("orchestrator.results", "", "", "RunResult", "m", content, correlation_id, None, {}, False, (1, 1))
+
+
+async def test_how_the_run_of_a_sub_workflow_ended_is_for_the_attempt_that_asked_for_it() -> None:
+    assert await ResultReader().read(run_result(f"{RUN}/{TASK}")) == ChildEnded(RUN, TASK, ENDED)
+
+
+@pytest.mark.parametrize("correlation_id", [None, "", "/", f"{RUN}", f"{RUN}/", f"{RUN}/{TASK}/{TASK}", "a/b"])
+async def test_a_run_result_for_nobody_is_refused(correlation_id: str | None) -> None:
+    with pytest.raises(Refused, match="correlation_id") as refused:
+        await ResultReader().read(run_result(correlation_id))
+    assert refused.value.reason.code == "unknown_correlation"
+
+
+async def test_a_run_result_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(Refused, match="JSON"):
+        await ResultReader().read(run_result(f"{RUN}/{TASK}", b"nonsense"))
