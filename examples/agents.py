@@ -5,6 +5,7 @@ Start a worker with them, from the directory above this one:
     forkjoin-worker examples.agents:agents
 """
 
+import asyncio
 import math
 import re
 from collections import Counter
@@ -242,6 +243,17 @@ def look_up(request: LookUpRequest, context: AgentContext) -> dict[str, Any]:
         raise ConnectionError("503 Service Unavailable")
     found = sum(word.lower() == request.word for word in words(request.document.read()))
     return {"result": {"word": request.word, "count": found, "attempt": context.attempt}}
+
+
+class WaitRequest(BaseModel):
+    seconds: float
+
+
+@agents.agent("wait")
+async def wait(request: WaitRequest) -> dict[str, Any]:
+    """Return after so many seconds, like a service that is slow to answer."""
+    await asyncio.sleep(request.seconds)
+    return {"result": {"seconds": request.seconds}}
 
 
 class NotesRequest(BaseModel):

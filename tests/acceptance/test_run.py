@@ -27,6 +27,7 @@ INPUTS = {
     "fork_join": [],
     "conditional": [],
     "nested_blocks": [],
+    "time_limits": [],
     "loop": [],
     "sub_workflow": ["--with", "examples/document_analysis.json"],
     "document_analysis": ["--input", '{"path": "documents/queues.txt"}'],

@@ -31,6 +31,7 @@ WORKFLOWS = [
     "fork_join",
     "conditional",
     "nested_blocks",
+    "time_limits",
     "loop",
     "sub_workflow",
     "document_analysis",
