@@ -93,7 +93,7 @@ def test_the_workflow_of_the_readme_runs_with_the_agents_of_the_readme(cluster: 
 
 def test_the_steps_that_the_readme_shows_are_valid() -> None:
     shown = [block for block in map(json.loads, README.blocks("json")) if "steps" not in block]
-    assert [step["type"] for step in shown] == ["fork_join", "conditional", "sub_workflow"]
+    assert [step["type"] for step in shown] == ["fork_join", "loop", "conditional", "sub_workflow"]
     for step in shown:
         edges = [step.get(name) for name in ("next_step", "if_true_step", "if_false_step")]
         others = [*edges, *(inner for lane in lanes(step).values() for inner in lane)]

@@ -42,6 +42,8 @@ SILENT_AFTER: Final = 12.0
 HEARTBEAT_INTERVAL: Final = 4.0
 COMPLETE_WITHIN: Final = 1_800.0
 QUIET_WITHIN: Final = 120.0
+# Longer than any time limit. A worker that was not told of a cancellation gets to the end of it all the same.
+FOR_TOO_LONG: Final = 60.0
 REPLACEABLE: Final = ("agent.", "orchestrator.gate.", "orchestrator.results")  # what they lose is made up for
 EXCLUSIVE: Final = ("orchestrator.replica.", "orchestrator.worker.")  # queues that die with their process
 
@@ -168,7 +170,9 @@ class World:
             )
             member.note(f"works on {context.step_id}")
             behaviour = self._behaviour(context)
-            await asyncio.sleep(1e9 if behaviour is Behaviour.HANGS else self._dice.pick([0.0, 0.01, 0.3, 2.0]))
+            await asyncio.sleep(
+                FOR_TOO_LONG if behaviour is Behaviour.HANGS else self._dice.pick([0.0, 0.01, 0.3, 2.0])
+            )
             if behaviour is Behaviour.FAILS:
                 raise ValueError("as it should")
             return said(context.step_id, input)

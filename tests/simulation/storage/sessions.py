@@ -82,6 +82,7 @@ class MemorySession:
 
         async def work() -> None:
             assert self._looks is not None, "a session begins with its first look"
+            self._connection.transaction.require_open()  # a connection that was lost answers nothing any more
             self._looks.load(states, wanted)
 
         await self._perform(Operation.LOAD, work)
