@@ -1,7 +1,5 @@
 """`forkjoin run`: a workflow from start to end in this process."""
 
-import asyncio
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,11 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from messaging.telemetry import LogLevel, configure_logging
-from orchestrator.cli.following import follow
+from orchestrator.cli.here import run_here
 from orchestrator.cli.outcome import tell
 from orchestrator.cli.requests import make_request
-from orchestrator.cli.terminal import quiet, read_document, stderr, told
-from orchestrator.client import Client
+from orchestrator.cli.terminal import quiet, read_document, told
 from orchestrator.settings import Settings
 from schemas.messages import RunRequest, RunResult
 from schemas.validation import parse_workflow
@@ -70,30 +67,9 @@ def _run_embedded(
     concurrency: int,
 ) -> RunResult:
     """Run the first of *workflows*; the others, which it may start, are registered."""
-    from orchestrator.embedded import check_agents, embedded_service, find_agents
+    from orchestrator.embedded import check_agents, find_agents
 
     agents = find_agents(settings.agents, file)
     for workflow, _ in workflows:
         check_agents(workflow, agents)
-
-    async def work() -> RunResult:
-        async with embedded_service(settings, agents, concurrency, workflows[1:]) as client:
-            return await _follow_or_cancel(client, request)
-
-    return asyncio.run(work())
-
-
-async def _follow_or_cancel(client: Client, request: RunRequest) -> RunResult:
-    """Follow the run; on SIGINT or SIGTERM cancel it, and follow it to that end."""
-    assert request.run_id is not None, "the command chose one"
-    interrupted = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
-    stderr.print(f"run {request.run_id}", style="dim")
-    following = asyncio.create_task(follow(client, request, stderr))
-    interruption = asyncio.create_task(interrupted.wait())
-    await asyncio.wait((following, interruption), return_when=asyncio.FIRST_COMPLETED)
-    interruption.cancel()
-    if not following.done():
-        await client.cancel(request.run_id, "interrupted")
-    return await following
+    return run_here(settings, agents, request, concurrency, workflows[1:])

@@ -198,6 +198,22 @@ def test_a_failed_block_hands_the_outputs_of_the_others_to_its_handler(example: 
     }  # fmt: skip
 
 
+def test_a_run_that_failed_is_retried_where_it_is_kept(alone: Alone) -> None:
+    paper = alone.directory / "paper"
+    read = {"agent_name": "read", "input_mapping": {"path": str(paper)}}
+    failed = alone.forkjoin("run", alone.write(block_of(echo(a=1), read)), "--json")
+    run_id = json.loads(failed.stdout)["run_id"]
+    assert failed.returncode == 1
+    paper.write_text("found")
+
+    done = alone.forkjoin("runs", "retry", run_id)
+
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"b0": {"a": 1}, "b1": {"text": "found"}}), done.stderr
+    again = alone.forkjoin("runs", "retry", done.stderr.splitlines()[0].removeprefix("run "))
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.endswith("is COMPLETED: there is nothing to retry [run_completed]\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_cancels_the_run_and_the_command_ends_though_its_agents_would_go_on(
     alone: Alone, number: signal.Signals
