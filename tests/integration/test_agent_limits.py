@@ -88,16 +88,19 @@ async def completed(system: System, *run_ids: UUID) -> None:
 
 @pytest.mark.parametrize("most", [1, 3])
 async def test_no_more_attempts_than_the_limit_run_at_once_over_all_runs_blocks_workers_and_replicas(
-    system: System, most: int
+    system: System, eventually: Eventually, most: int
 ) -> None:
-    agents = Agents()
+    agents = Agents(stuck=True)
     await limit(system, most)
     for _ in range(2):
         await system.start_replica()
         await system.start_worker(agents.work, concurrency=20)
     one = workflow({"one": agent(AGENT, next_step="two"), "two": agent(AGENT)})
     documents = [one_block(8, agent_name=AGENT), one_block(8, agent_name=AGENT, max_parallelism=5), one, one]
-    results = await asyncio.gather(*(system.run(document) for document in documents))
+    running = asyncio.gather(*(system.run(document) for document in documents))
+    await eventually(lambda: agents.running == most)
+    agents.end_all()
+    results = await running
     assert {result.status for result in results} == {ResultStatus.COMPLETED}
     assert agents.most == most
     assert len(agents.calls) == 20

@@ -130,7 +130,9 @@ class SimulatedClient:
                 self._told.set()
 
     def _retry_perhaps(self, run: Submitted) -> None:
-        if self._dice.happens(0.7):
+        # What took too long may do so again: a sub-workflow has but the time that its step has, faults included.
+        hasty = any(run.case.behaviour(step_id) is Behaviour.HANGS for step_id in run.case.delegated)
+        if self._dice.happens(0.7) and not hasty:
             again = Submitted(run.case, may_be_cancelled=self._dice.happens(0.1), retry_of=run.run_id)
             self.runs.append(again)
             self._background.append(asyncio.create_task(self._retry(run, again)))
