@@ -2,42 +2,26 @@
 
 import asyncio
 import signal
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager
 
 import typer
 
 from orchestrator.cli.following import follow
 from orchestrator.cli.terminal import stderr
 from orchestrator.client import Client
-from orchestrator.settings import Settings
 from schemas.messages import RetryRun, RunRequest, RunResult
-from schemas.workflow import Workflow
-
-if TYPE_CHECKING:
-    from agent_worker import AgentRegistry
 
 
-def run_here(
-    settings: Settings,
-    agents: "AgentRegistry",
-    asked: RunRequest | RetryRun,
-    concurrency: int,
-    registered: Sequence[tuple[Workflow, Mapping[str, Any]]] = (),
-) -> RunResult:
+def run_here(service: AbstractAsyncContextManager[Client], asked: RunRequest | RetryRun) -> RunResult:
     """Run what is asked for, with its progress on stderr, and return how it ended.
 
     Args:
-        settings: Where the data directory is.
-        agents: What the worker offers.
+        service: What runs it, with a client for it (see `orchestrator.embedded.embedded_service`).
         asked: A run, or the retry of one.
-        concurrency: Attempts of each agent at once.
-        registered: Workflows with their documents, to be registered first.
     """
-    from orchestrator.embedded import embedded_service
 
     async def work() -> RunResult:
-        async with embedded_service(settings, agents, concurrency, registered) as client:
+        async with service as client:
             return await _follow_or_cancel(client, asked)
 
     return asyncio.run(work())

@@ -73,12 +73,13 @@ def _is_kept_here(settings: Settings) -> bool:
 
 
 def _retry_here(settings: Settings, command: RetryRun) -> RunResult:
-    from orchestrator.embedded import find_agents
+    from orchestrator.embedded import embedded_service, find_agents
 
     beside = Path("agents.py")
     if settings.agents is None and not beside.is_file():
         raise WrongUse("say where the agents are: --agents MODULE:REGISTRY, or retry the run beside their agents.py")
-    return run_here(settings, find_agents(settings.agents, beside), command, CONCURRENCY)
+    agents = find_agents(settings.agents, beside)
+    return run_here(embedded_service(settings, agents, CONCURRENCY), command)
 
 
 async def _retry(settings: Settings, command: RetryRun, *, wait: bool) -> RunResult | None:

@@ -67,9 +67,9 @@ def _run_embedded(
     concurrency: int,
 ) -> RunResult:
     """Run the first of *workflows*; the others, which it may start, are registered."""
-    from orchestrator.embedded import check_agents, find_agents
+    from orchestrator.embedded import check_agents, embedded_service, find_agents
 
     agents = find_agents(settings.agents, file)
     for workflow, _ in workflows:
         check_agents(workflow, agents)
-    return run_here(settings, agents, request, concurrency, workflows[1:])
+    return run_here(embedded_service(settings, agents, concurrency, workflows[1:]), request)
