@@ -213,7 +213,7 @@ async def test_a_rate_is_kept_over_all_replicas_and_used(system: System) -> None
 async def test_what_a_replica_let_through_is_sent_by_another_when_that_one_dies_before_it_comes_to_it(
     system: System, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agents = Agents()
+    agents = Agents(stuck=True)
     await limit(system, 2)
     first = await system.start_replica()
     await system.start_worker(agents.work)
@@ -223,6 +223,8 @@ async def test_what_a_replica_let_through_is_sent_by_another_when_that_one_dies_
         await eventually(holding(system, 3))
         await system.end(first, crash=True)
     await system.start_replica()
+    await eventually(lambda: agents.running == 2)
+    agents.end_all()
     await completed(system, run_id)
     assert agents.most == 2
     assert len(agents.calls) == 5

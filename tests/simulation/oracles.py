@@ -56,6 +56,10 @@ class History:
         """Take in what a commit did to a run."""
         if before is not None and before.status.is_final:
             require(after.status is before.status, "O7 final", "run", after.id, before.status, "became", after.status)
+        if before is None and after.parent is not None:
+            step = self.steps.get((after.parent.run_id, after.parent.step_id))
+            is_awaited = step is not None and step.is_dispatched and step.task_id == after.id
+            require(is_awaited, "O2 effect", "run", after.id, "starts, and nobody waits for it:", step)
         self.runs[after.id] = after
 
     def steps_changed(self, changes: Iterable[tuple[StepExecution | None, StepExecution]]) -> None:
