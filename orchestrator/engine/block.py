@@ -10,6 +10,7 @@ pays for the join. Under the run's lock exactly one input sees that nothing is o
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final, assert_never
 from uuid import UUID
 
@@ -51,6 +52,10 @@ from schemas.statuses import JoinPolicy, StepStatus
 
 # So many failed branches are described in the block's error; the others are in their own rows.
 DESCRIBED_FAILURES: Final = 20
+
+# So many branches that begin with a step which needs no worker are entered in the transaction that forks their block:
+# they go through memory together, with all that they lead to. The others are due, and the timers enter them by pages.
+ENTERED_AT_ONCE: Final = 500
 
 
 def new_block(run_id: UUID, plan: ForkPlan, execution: str, around: str | None, now: datetime) -> StepExecution:
@@ -111,16 +116,20 @@ def fork(
     Lazy, so that a block of any size passes through memory in the caller's batches. A branch whose input cannot be
     made is FAILED and causes no message; the others go ahead. But in a loop that stops after a failure, and that does
     not run all at once, it fails when its turn comes. A step without attempts gets its row when it is entered,
-    unless it waits at the gate.
+    unless it waits until then: at the gate, or because there are many.
     """
     assert state.run is not None
     block, plan = _known(state, forking.block_id), _plan(state, forking.block_id)
-    is_gated = _counters(block).is_gated
+    is_gated, at_once = _counters(block).is_gated, ENTERED_AT_ONCE
     for first, execution, scope in _branches(state, plan, forking):
         if not isinstance(first, AttemptPlan):
             if is_gated:
                 waiting = waiting_row(state.run.id, first, execution, forking.block_id, now)
                 yield waiting, SendTicket(waiting)
+            elif at_once > 0:
+                at_once -= 1  # `forked` enters it
+            else:
+                yield waiting_row(state.run.id, first, execution, forking.block_id, now)._replace(due_at=now), None
             continue
         step = new_step(state.run, first, execution, forking.block_id, scope, now)
         if step.status is StepStatus.FAILED and is_gated and isinstance(plan, LoopPlan) and plan.stops:
@@ -136,21 +145,22 @@ def fork(
 
 
 def waiting_row(run_id: UUID, step: StepPlan, execution: str, around: str, now: datetime) -> StepExecution:
-    """Return the new row of a step that needs no worker, and waits at a gate."""
+    """Return the new row of a step that needs no worker, and waits for its turn."""
     if isinstance(step, BlockPlan | LoopPlan):
         return new_block(run_id, step, execution, around, now)
     return new_row(run_id, step, execution, around, now, StepStatus.PENDING)
 
 
 def forked(state: RunState, event: BlockForked, now: datetime) -> Decision | Wanted:
-    """Count the branches that failed at once, which may end the block; enter steps of others that need no worker."""
+    """Count the branches that failed at once, which may end the block; enter first steps of others without a worker."""
     missing = state.missing(Wanted(plan=True))
     if missing:
         return missing
     block, plan = _known(state, event.block_id), _plan(state, event.block_id)
     counters = _counters(block)._replace(open=_counters(block).open - event.failed, failed=event.failed)
     counted = block._replace(branches=counters)
-    inner = [] if counters.is_gated else list(_entered_at_once(_plan_of(state), block, plan))
+    need_no_worker = _need_no_worker(_plan_of(state), block, plan)
+    inner = [] if counters.is_gated else list(islice(need_no_worker, ENTERED_AT_ONCE))
     if not _is_over(plan, counters):
         then = tuple(StepReached(event.run_id, execution) for _, execution in inner)
         return Decision(Verdict.APPLIED, steps=(counted,), then=then)
@@ -287,7 +297,7 @@ def _iterations(plan: LoopPlan, block_id: str, total: int) -> Iterator[str]:
     return (execution_id(plan.body.id, (*around, index)) for index in range(total))
 
 
-def _entered_at_once(whole: Plan, block: StepExecution, plan: ForkPlan) -> Iterator[tuple[StepPlan, str]]:
+def _need_no_worker(whole: Plan, block: StepExecution, plan: ForkPlan) -> Iterator[tuple[StepPlan, str]]:
     """Yield the first steps of branches that need no worker, with the ids of their executions."""
     match plan:
         case BlockPlan():

@@ -49,7 +49,10 @@ from orchestrator.engine.inputs import (
     TaskUndeliverable,
 )
 from orchestrator.engine.moment import Moment
+from orchestrator.engine.records import StepExecution
 from orchestrator.engine.state import RunState, RunValues, Wanted
+from schemas.scope import StepOutcome
+from schemas.statuses import StepStatus
 
 
 def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
@@ -113,7 +116,10 @@ def apply(state: RunState, decision: Decision, moment: Moment) -> None:
     if decision.cancels_open_steps or decision.cancels_branches_of is not None:
         state.cancel_open_steps(moment.now, of_block=decision.cancels_branches_of)
     for step in decision.steps:
+        has_ended = _has_completed(state.steps.get(step.step_id), step)
         state.put_step(step)
+        if has_ended:
+            state.outcomes[step.step_id] = StepOutcome(step.status, step.output, None)
     if decision.fork is not None and decision.fork.items is not None:
         state.collections[decision.fork.block_id] = decision.fork.items
     if decision.closes_line_of is not None:
@@ -121,6 +127,12 @@ def apply(state: RunState, decision: Decision, moment: Moment) -> None:
         assert closing is not None, "whose gate it is has just been counted"
         assert closing.branches is not None, "a gate is of a block"
         state.cancel_line(closing.step_id, closing.branches.passed, moment.now)
+
+
+def _has_completed(before: StepExecution | None, after: StepExecution) -> bool:
+    """Whether a step has completed whose output its row tells; that of a block is put together where it is stored."""
+    is_new = before is None or before.status is not StepStatus.COMPLETED
+    return is_new and after.status is StepStatus.COMPLETED and after.branches is None
 
 
 def first_wanted(event: Input) -> Wanted:

@@ -125,15 +125,8 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
     if missing:
         return missing
     assert state.plan is not None
-    plan = state.plan.step(event.step_id)
-    wanted = wanted_by(state.plan, event.step_id, plan.reads)
-    around = state.plan.around(event.step_id) if event.after is None else None
-    if around is not None:
-        # As the first step of its branch it may have waited at the gate, and another may have ended the block since.
-        wanted = wanted._replace(steps=wanted.steps | {event.step_id, around})
-    elif state.run is not None and state.run.retry_of is not None:
-        wanted = wanted._replace(steps=wanted.steps | {event.step_id})  # it may have been taken over
-    missing = state.missing(wanted)
+    plan, around = state.plan.step(event.step_id), _around_first(state.plan, event)
+    missing = state.missing(wanted_to_enter(state, state.plan, event))
     if missing:
         return missing
     if around is not None:
@@ -149,6 +142,22 @@ def step_reached(state: RunState, event: StepReached, now: datetime, new_id: Cal
             return _attempt_reached(state, event, plan, now, new_id)
         case _:
             assert_never(plan)
+
+
+def wanted_to_enter(state: RunState, plan: Plan, event: StepReached) -> Wanted:
+    """Return what must be known before a step is entered: its row where it may have one, and what it refers to."""
+    wanted, around = wanted_by(plan, event.step_id, plan.step(event.step_id).reads), _around_first(plan, event)
+    if around is not None:
+        # As the first step of its branch it may have waited at the gate, and another may have ended the block since.
+        return wanted._replace(steps=wanted.steps | {event.step_id, around})
+    if state.run is not None and state.run.retry_of is not None:
+        return wanted._replace(steps=wanted.steps | {event.step_id})  # it may have been taken over
+    return wanted
+
+
+def _around_first(plan: Plan, event: StepReached) -> str | None:
+    """Return the block around a step that is reached as the first of its branch."""
+    return plan.around(event.step_id) if event.after is None else None
 
 
 def _too_late(state: RunState, event: StepReached, plan: StepPlan, around: str, now: datetime) -> Decision:

@@ -1,13 +1,14 @@
 """A batch: many inputs for many runs, decided and stored in one transaction.
 
 The inputs of each run are decided in their order, follow-ups first. A run whose decision wants to see more stops
-there; what all stopped runs want is loaded together, and they go on. So the number of round trips depends on how deep
-the decisions look, not on how many inputs or runs there are.
+there; what all stopped runs want is loaded together, with what their other inputs are foreseen to want, and they go on.
+So the number of round trips depends on how deep the decisions look, not on how many inputs or runs there are.
 """
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from orchestrator.engine.decision import (
     Verdict,
 )
 from orchestrator.engine.events import StatusChange, run_change, step_changes
+from orchestrator.engine.foresight import foreseen
 from orchestrator.engine.inputs import (
     BlockForked,
     ExternalInput,
@@ -48,6 +50,9 @@ from orchestrator.storage.changes import GateRow, KeptItem, OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
 from orchestrator.storage.writes import CancelledStep
 from schemas.statuses import StepStatus
+
+# So many of the inputs that wait behind one that stops are looked at for what they will want.
+FORESEEN: Final = 1_000
 
 # So often a transaction fills slots that it has freed itself. In a loop whose iterations need no worker each one makes
 # room for the next, and all of a large collection would pass in one transaction, with the run locked all the while.
@@ -174,7 +179,7 @@ class Batch:
             item = queue[0]
             answer = decide(state, item.event, self._moment)
             if isinstance(answer, Wanted):
-                return answer
+                return _with_foreseen(state, queue, answer)
             queue.popleft()
             if item.index is not None:
                 self._answers[item.index] = Answer(answer.verdict, answer.code)
@@ -385,3 +390,9 @@ class Batch:
 
     def _gate_change(self, run_id: UUID, block_id: str) -> GateChange:
         return self._gate_changes.setdefault((run_id, block_id), GateChange(run_id, block_id))
+
+
+def _with_foreseen(state: RunState, queue: Sequence[_Queued], wanted: Wanted) -> Wanted:
+    """Return what the first of *queue* wants, with what the others probably will."""
+    others = [foreseen(state, item.event) for item in islice(queue, 1, FORESEEN)]
+    return Wanted.all_of([wanted, state.missing(Wanted.all_of(others))]) if others else wanted

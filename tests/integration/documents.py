@@ -16,6 +16,16 @@ def block(branches: Sequence[str], **fields: Any) -> Document:
     return {"type": "parallel", "parallel_steps": list(branches), **fields}
 
 
+def loop(*body: str, **config: Any) -> Document:
+    """Return a loop step over the items of the run's input; it is sequential unless told otherwise."""
+    return {"type": "loop", "loop_config": {"collection": "${workflow.input}", "loop_body": list(body), **config}}
+
+
+def choice(expression: str, **paths: str) -> Document:
+    """Return a conditional step."""
+    return {"type": "conditional", "condition": {"expression": expression}, **paths}
+
+
 def workflow(steps: Mapping[str, Document], **fields: Any) -> Document:
     """Return a document that starts at the first of *steps*."""
     return {"name": "tested", "version": "1.0", "start_step": next(iter(steps)), "steps": dict(steps), **fields}

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,10 +13,11 @@ import pytest
 
 from orchestrator.engine.inputs import CancelRequested, RetryRequested, SlotsFree, TaskMissing, TaskReported
 from orchestrator.storage.database import Database
+from orchestrator.storage.postgres import PostgresStorage
 from schemas.messages import AgentResult
 from schemas.statuses import ReportStatus, ResultStatus
 from tests.integration.by_hand import driver_without_relay, reports, requested
-from tests.integration.documents import agent, one_block, workflow
+from tests.integration.documents import agent, choice, loop, one_block, workflow
 from tests.integration.system import System
 from tests.services.postgres import Postgres
 
@@ -64,6 +66,52 @@ async def test_a_batch_of_results_of_one_block_costs_the_same_statements_whateve
         counts[size] = await counter.count(driver.drive(some))
     assert len(set(counts.values())) == 1, counts
     assert counts[1] <= 6, counter.statements
+
+
+@pytest.mark.parametrize("limit", [None, 400], ids=["open", "limited"])
+async def test_branches_go_on_at_the_same_cost_whatever_their_number(
+    database: Database, counter: Counter, limit: int | None
+) -> None:
+    driver = driver_without_relay(database)
+    fields = {"max_parallelism": limit} if limit else {}
+    steps = {
+        "before": agent("echo", next_step="loop"),
+        "loop": loop("x", "choice", execution_mode="parallel", **fields),
+        "x": agent("echo", input_mapping={"it": "${loop.item}"}),
+        "choice": choice("${loop.item} >= 0 and ${x.output} == null", if_true_step="y"),
+        "y": agent("echo", input_mapping={"x": "${x.output}", "it": "${loop.item}", "before": "${before.status}"}),
+    }
+    event = replace(await requested(database, workflow(steps)), input=list(range(1_000)))
+    await driver.drive([event])
+    await driver.drive(await reports(database, event.run_id, 1))
+    if limit:
+        await driver.drive([SlotsFree(event.run_id, "loop")])
+    counts = {}
+    for size in (1, 10, 100):
+        some = await reports(database, event.run_id, size)
+        assert len(some) == size
+        counts[size] = await counter.count(driver.drive(some))
+    assert len(set(counts.values())) == 1, counts
+    assert counts[1] <= 10, counter.statements
+
+
+async def test_steps_that_need_no_worker_are_entered_at_the_same_cost_whatever_their_number(
+    database: Database, counter: Counter
+) -> None:
+    driver = driver_without_relay(database)
+    steps = {
+        "loop": loop("choice", execution_mode="parallel"),
+        "choice": choice("${loop.item} >= 0", if_true_step="x"),
+        "x": agent("echo", input_mapping={"it": "${loop.item}"}),
+    }
+    event = replace(await requested(database, workflow(steps)), input=list(range(1_000)))
+    await driver.drive([event])
+    counts = {}
+    for size in (1, 10, 300):
+        some = await PostgresStorage(database).due_inputs(size)
+        assert len(some) == size
+        counts[size] = await counter.count(driver.drive(some))
+    assert len(set(counts.values())) == 1, counts
 
 
 async def test_a_batch_of_results_of_many_runs_costs_the_same_statements_whatever_their_number(

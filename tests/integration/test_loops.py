@@ -13,19 +13,10 @@ from orchestrator.storage.database import Database
 from schemas.statuses import ResultStatus
 from tests.conftest import Eventually
 from tests.integration.by_hand import driver_without_relay, requested
-from tests.integration.documents import Document, agent, block, workflow
+from tests.integration.documents import Document, agent, block, choice, loop, workflow
 from tests.integration.system import System
 
 ITEM = {"item": "${loop.item}"}
-
-
-def loop(*body: str, **config: Any) -> Document:
-    """Return a loop step over the items of the run's input; it is sequential unless told otherwise."""
-    return {"type": "loop", "loop_config": {"collection": "${workflow.input}", "loop_body": list(body), **config}}
-
-
-def choice(expression: str, **paths: str) -> Document:
-    return {"type": "conditional", "condition": {"expression": expression}, **paths}
 
 
 def one_loop(**config: Any) -> Document:
@@ -318,6 +309,27 @@ async def test_a_large_loop_without_a_limit_comes_back_whole_and_in_order(system
     assert result.status is ResultStatus.COMPLETED, result.error
     assert [one["output"] for one in result.output["iterations"]] == list(range(3_000))
     assert result.output["completed_count"] == 3_000
+    await system.quiet()
+
+
+async def test_a_large_loop_without_a_limit_may_begin_with_a_step_that_needs_no_worker(system: System) -> None:
+    async def work(input: Any) -> Any:
+        return input["item"]
+
+    steps = {
+        "loop": loop("most", execution_mode="parallel"),
+        "most": choice("${loop.item} not in [0, 700, 2999]", if_true_step="x"),
+        "x": agent("work", input_mapping=ITEM),
+    }
+    await system.start_replica()
+    await system.start_replica()
+    await system.start_worker(work, concurrency=50)
+    result = await system.run(workflow(steps), list(range(3_000)))
+    assert result.status is ResultStatus.COMPLETED, result.error
+    assert result.output["completed_count"] == 3_000
+    assert result.run_id is not None
+    counted = "SELECT status, count(*) FROM step_executions WHERE run_id = $1 AND step_id LIKE 'x[%' GROUP BY status"
+    assert {tuple(row) for row in await system.fetch(counted, result.run_id)} == {("COMPLETED", 2_997), ("SKIPPED", 3)}
     await system.quiet()
 
 

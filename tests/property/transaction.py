@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import islice
 from json import loads
 from typing import Any
 from uuid import UUID
@@ -27,6 +28,7 @@ from orchestrator.engine.decision import (
     Verdict,
 )
 from orchestrator.engine.events import step_changes
+from orchestrator.engine.foresight import foreseen
 from orchestrator.engine.inputs import (
     BlockForked,
     ExternalInput,
@@ -102,7 +104,8 @@ class Transaction:
         while queue:
             decision = decide(self._state, queue[0], self._moment)
             if isinstance(decision, Wanted):
-                self._load(decision)
+                others = Wanted.all_of([foreseen(self._state, event) for event in islice(queue, 1, None)])
+                self._load(Wanted.all_of([decision, self._state.missing(others)]))
                 continue
             self._note(queue.popleft(), decision)
             queue.extendleft(reversed(decision.then))

@@ -286,6 +286,29 @@ def test_a_body_may_begin_with_a_step_that_needs_no_worker(kind: str, gated: boo
         assert decision.then == tuple(StepReached(RUN, name) for name in names)
 
 
+def test_of_many_iterations_that_need_no_worker_only_so_many_are_entered_at_once_and_the_others_are_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.engine.block.ENTERED_AT_ONCE", 2)
+    choice = {"type": "conditional", "condition": {"expression": "${loop.item} > 1"}, "if_true_step": "z"}
+    plan = looping("choice", steps={"choice": choice, "z": agent()}, **PARALLEL)
+    rows = forked(plan, [0, 1, 2, 3])
+    assert [(row.step_id, row.status, row.due_at, send) for row, send in rows] == [
+        ("choice[2]", PENDING, NOW, None),
+        ("choice[3]", PENDING, NOW, None),
+    ]
+    state = known(loop_row(total=4, open=4), plan=plan)
+    assert decided(state, BlockForked(RUN, LOOP, 0)).then == (
+        StepReached(RUN, "choice[0]"),
+        StepReached(RUN, "choice[1]"),
+    )
+    state = known(loop_row(total=4, open=4), rows[1][0], plan=plan)
+    assert decided(state, RetryDue(RUN, "choice[3]")).then == (StepReached(RUN, "choice[3]"),)
+    state.items[LOOP, 3] = 3
+    (row,) = decided(state, StepReached(RUN, "choice[3]")).steps
+    assert (row.status, row.due_at, row.output) == (COMPLETED, None, {"result": True, "step": "z"})
+
+
 def test_a_fork_counts_those_whose_input_could_not_be_made() -> None:
     state = known(loop_row(), plan=looping(**PARALLEL))
     decision = decided(state, BlockForked(RUN, LOOP, 2))
