@@ -179,7 +179,7 @@ class Gatekeeper:
         async with self._changing:
             await self._let_go(key)
             run_id, block_id = key
-            if await self._storage.branches_over(run_id, [block_id]):
+            if await self._storage.block_over(run_id, block_id):
                 await self._broker.delete_queue(topology.gate_queue(run_id, block_id).name)
 
     async def _remove(self, key: GateKey) -> None:

@@ -30,6 +30,10 @@ _DELETE: Final = """
     )
     DELETE FROM outbox USING gone WHERE outbox.run_id = gone.run_id AND exchange = $4 AND routing_key = $5
 """
+_BLOCK_OVER: Final = """
+    SELECT status IN ('COMPLETED', 'FAILED', 'CANCELLED', 'SKIPPED') FROM step_executions
+    WHERE run_id = $1 AND step_id = $2
+"""
 _OVER: Final = """
     SELECT step_id FROM step_executions AS s
     WHERE run_id = $1 AND step_id = ANY($2::text[])
@@ -79,6 +83,12 @@ async def delete_gate(database: Database, replica_id: str, run_id: UUID, block_i
     key = topology.gate_key(run_id, block_id)
     async with database.connection() as connection:
         await connection.execute(_DELETE, run_id, block_id, replica_id, topology.GATES_EXCHANGE, key)
+
+
+async def block_over(database: Database, run_id: UUID, block_id: str) -> bool:
+    """Return whether a block is final; its branch of another block may go on behind it."""
+    async with database.connection() as connection:
+        return bool(await connection.fetchval(_BLOCK_OVER, run_id, block_id))
 
 
 async def branches_over(database: Database, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:

@@ -127,6 +127,9 @@ class Storage(Protocol):
         Of one agent, transactions take turns. The caller sends what comes back; should it die, a sweep does.
         """
 
+    async def block_over(self, run_id: UUID, block_id: str) -> bool:
+        """Return whether a block is final; its branch of another block may go on behind it."""
+
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
         """Return those of *step_ids* whose branches are over: it is final, and so are those that followed it."""
 

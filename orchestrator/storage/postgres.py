@@ -147,6 +147,10 @@ class PostgresStorage:
         """Let the next of an agent's held tasks through, as far as its limit has room."""
         return await agent_limits.let_tasks_through(self._database, agent_name, page)
 
+    async def block_over(self, run_id: UUID, block_id: str) -> bool:
+        """Return whether a block is final."""
+        return await gates.block_over(self._database, run_id, block_id)
+
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
         """Return those of *step_ids* that are final."""
         return await gates.branches_over(self._database, run_id, step_ids)

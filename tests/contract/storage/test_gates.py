@@ -152,6 +152,19 @@ async def test_deleting_a_gate_waits_for_who_sends_its_tickets_and_nobody_takes_
     assert await storage.take_leases("a") == []
 
 
+async def test_a_block_is_over_when_it_is_final_whatever_follows_in_its_own_branch(storage: Storage) -> None:
+    steps = [step(RUN, status.value, status) for status in StepStatus]
+    ended = branch(RUN, 1, StepStatus.COMPLETED, ordinal=0)._replace(step_id="inner")
+    goes_on = branch(RUN, 1, StepStatus.RUNNING, ordinal=1)._replace(step_id="behind")
+    await add_run(storage, *steps, block(RUN), ended, goes_on, run_id=RUN)
+    over = {status for status in StepStatus if await storage.block_over(RUN, status.value)}
+    assert over == {status for status in StepStatus if status.is_final}
+    assert await storage.block_over(RUN, "inner")
+    assert await storage.branches_over(RUN, ["inner"]) == frozenset()
+    assert not await storage.block_over(RUN, "none")
+    assert not await storage.block_over(OTHER_RUN, "inner")
+
+
 async def test_branches_are_over_when_they_are_final(storage: Storage) -> None:
     steps = [step(RUN, status.value, status) for status in StepStatus]
     await add_run(storage, *steps, run_id=RUN)

@@ -228,6 +228,7 @@ async def test_a_scheduler_is_asked_at_every_operation(memory: MemoryStorage, wi
     await client.release_leases("a")
     await client.delete_gate("a", RUN, BLOCK)
     await client.agents_with_room()
+    await client.block_over(RUN, BLOCK)
     await client.branches_over(RUN, [])
     await client.due_inputs(1)
     await client.count_silent(1)

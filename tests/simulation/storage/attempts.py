@@ -24,6 +24,12 @@ class _Open:
     is_silent: bool
 
 
+async def block_over(transaction: Transaction, run_id: UUID, block_id: str) -> bool:
+    """Return whether a block is final."""
+    row = transaction.step((run_id, block_id))
+    return row is not None and row.record.status.is_final
+
+
 async def branches_over(transaction: Transaction, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
     """Return those of *step_ids* whose branches are over: it is final, and so are those that followed it."""
     rows = (transaction.step((run_id, step_id)) for step_id in step_ids)

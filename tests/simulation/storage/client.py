@@ -159,6 +159,10 @@ class MemoryClient:
         except LockTimeout:
             return LetThrough()
 
+    async def block_over(self, run_id: UUID, block_id: str) -> bool:
+        """Return whether a block is final."""
+        return await self._alone(Operation.BLOCK_OVER, lambda begun: attempts.block_over(begun, run_id, block_id))
+
     async def branches_over(self, run_id: UUID, step_ids: Sequence[str]) -> frozenset[str]:
         """Return those of *step_ids* that are final."""
         return await self._alone(Operation.BRANCHES_OVER, lambda begun: attempts.branches_over(begun, run_id, step_ids))

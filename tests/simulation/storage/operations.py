@@ -35,6 +35,7 @@ class Operation(StrEnum):
     RELEASE_LEASES = "release leases"
     DELETE_GATE = "delete gate"
     AGENTS_WITH_ROOM = "agents with room"
+    BLOCK_OVER = "block over"
     BRANCHES_OVER = "branches over"
     DUE_INPUTS = "due inputs"
     COUNT_SILENT = "count silent"
