@@ -275,6 +275,7 @@ def make_case(choices: Choices, possible: Sequence[Behaviour] = ()) -> Case:
     behaviours = {name: choices.pick(possible or _BEHAVIOURS) for name, step in steps.items() if "agent_name" in step}
     for name, behaviour in behaviours.items():
         _complete(choices, steps, name, behaviour)
+    _hurry(choices, steps, behaviours)
     special = {name: behaviour for name, behaviour in behaviours.items() if behaviour is not Behaviour.COMPLETES}
     failing = {name: _retried(choices, steps[name]) for name in behaviours}
     return Case(steps, special, {name: failing[name] for name in failing if behaviours[name] in _ANSWERING})
@@ -396,6 +397,15 @@ def _complete(choices: Choices, steps: Mapping[str, Any], name: str, behaviour: 
         mapping["z"] = BROKEN
     if mapping:
         steps[name]["input_mapping"] = mapping
+
+
+def _hurry(choices: Choices, steps: Mapping[str, Any], behaviours: Mapping[str, Behaviour]) -> None:
+    """Let the time limit of its branch end a step that hangs, in place of its own."""
+    for branch in (branch for step in steps.values() for branch in _join(step).get("branches", {}).values()):
+        first = branch["steps"][0]
+        if behaviours.get(first) is Behaviour.HANGS and choices.pick([True, False]):
+            branch["timeout_seconds"] = SHORT
+            del steps[first]["timeout_seconds"]
 
 
 def _in_loops(steps: Mapping[str, Any]) -> set[str]:

@@ -120,6 +120,8 @@ class _Walk:
         behaviour = self._case.last_behaviour(step.id)
         if behaviour is Behaviour.COMPLETES:
             return StepOutcome(StepStatus.COMPLETED, said(step.id, value), None)
+        if behaviour is Behaviour.HANGS and step.timeout_seconds is None:
+            return _failed(codes.BRANCH_TIMEOUT)
         is_told = step.id in self._case.delegated and behaviour is not Behaviour.HANGS  # by a run that failed
         return _failed(codes.SUB_WORKFLOW_FAILED if is_told else ERROR_CODES[behaviour])
 

@@ -130,9 +130,7 @@ class SimulatedClient:
                 self._told.set()
 
     def _retry_perhaps(self, run: Submitted) -> None:
-        # What took too long may do so again: a sub-workflow has but the time that its step has, faults included.
-        hasty = any(run.case.behaviour(step_id) is Behaviour.HANGS for step_id in run.case.delegated)
-        if self._dice.happens(0.7) and not hasty:
+        if self._dice.happens(0.7) and not _is_hasty(run.case):
             again = Submitted(run.case, may_be_cancelled=self._dice.happens(0.1), retry_of=run.run_id)
             self.runs.append(again)
             self._background.append(asyncio.create_task(self._retry(run, again)))
@@ -162,3 +160,9 @@ class SimulatedClient:
             retry=retry_if_result(lambda outcomes: outcomes[0] is not PublishOutcome.CONFIRMED), wait=wait_fixed(0.5)
         )
         await until_confirmed(self.broker.publish, [sent])
+
+
+def _is_hasty(case: Case) -> bool:
+    """Whether what took too long may do so again: a sub-workflow, or a branch, has but its time, faults included."""
+    hanging = {step_id for step_id in case.steps if case.behaviour(step_id) is Behaviour.HANGS}
+    return not hanging.isdisjoint(case.delegated) or any("timeout_seconds" not in case.steps[name] for name in hanging)
