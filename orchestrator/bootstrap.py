@@ -54,8 +54,10 @@ async def running_replica(
     settings: Settings, database: Database, broker: Broker, monitor: ReplicaMonitor | None = None
 ) -> AsyncIterator[Replica]:
     """Yield a replica that works, and that *monitor* answers for; stop it in order at the end."""
+    storage = PostgresStorage(database)
+    await storage.warm_up()
     replica = Replica(
-        PostgresStorage(database),
+        storage,
         broker if monitor is None else MeteredBroker(broker, monitor.meter.broker),
         settings.replica_id,
         unknown_agent_after=settings.unknown_agent_after,

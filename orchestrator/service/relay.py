@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 PAGE: Final = 500
 RETRY_SECONDS: Final = 1.0
-FORGET_SECONDS: Final = 0.02  # sent rows are deleted together; a crash before that sends them twice, which is harmless
+FORGET_SECONDS: Final = 0.05  # sent rows are deleted together; a crash before that sends them twice, which is harmless
 EVENTS_SECONDS: Final = 0.05  # events wait for each other: in one write they cost the broker a fraction
 SEND_SECONDS: Final = 4.0  # a message that is not on its way so long after its transaction began is left to the sweep
 PUBLISH_SECONDS: Final = 4.0  # and so is one without an answer; both together end well within HAND_OVER_SECONDS

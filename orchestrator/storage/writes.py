@@ -241,6 +241,11 @@ async def write(connection: Connection, changes: Changes) -> None:
         await _execute(connection, {**before, **after})
 
 
+async def write_nothing(connection: Connection) -> None:
+    """Execute the statement with which most transactions end, without a row: its first use is slow."""
+    await _execute(connection, {_Kind.CHANGED_STEPS: _columns(_STEP_CHANGES, ()), _Kind.OUTBOX: _outbox_inserts(())})
+
+
 _Joins = Sequence[tuple[UUID, Join]]
 
 
