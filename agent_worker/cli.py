@@ -22,7 +22,7 @@ from messaging.limits import MAX_PREFETCH
 from messaging.monitoring.metered_broker import MeteredBroker
 from messaging.monitoring.monitored import open_endpoint
 from messaging.port import Broker, BrokerError
-from messaging.rabbitmq import RabbitmqBroker
+from messaging.rabbitmq import RabbitmqBroker, broker_of
 from messaging.settings import SettingsInvalid
 from messaging.telemetry import LogFormat, LogLevel, configure_logging
 
@@ -85,7 +85,7 @@ def main() -> None:
 async def serve(registry: AgentRegistry, settings: WorkerSettings) -> int:
     """Work until a signal says to stop, and return the exit code."""
     # The scheme, checked by the settings, decides on the adapter; amqp and amqps are what there is.
-    broker = RabbitmqBroker(settings.amqp_url.get_secret_value(), name=settings.worker_id)
+    broker = broker_of(settings, settings.worker_id)
     structlog.contextvars.bind_contextvars(worker_id=settings.worker_id)
     code = _FAILED
     try:

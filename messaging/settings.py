@@ -1,14 +1,19 @@
 """Settings that both services share, from environment variables that start with ``FORKJOIN_``."""
 
+from pathlib import Path
 from typing import Annotated, Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from messaging.telemetry import LogFormat, LogLevel
+from messaging.tls import TlsFiles
 
 PREFIX: Final = "FORKJOIN_"
+
+# What aiormq would take from the URL.
+_TLS_PARAMETERS: Final = frozenset({"cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl"})
 
 
 class SettingsInvalid(Exception):
@@ -22,6 +27,13 @@ class ServiceSettings(BaseSettings):
 
     amqp_url: SecretStr = Field(
         SecretStr("amqp://guest:guest@localhost:5672/"), description="RabbitMQ, amqp:// or amqps://."
+    )
+    amqp_ca_file: Path | None = Field(
+        None, description="For amqps://: the authorities to trust, as PEM; by default the system's."
+    )
+    amqp_key_file: Path | None = Field(None, description="For amqps://: our certificate's key, without a passphrase.")
+    amqp_cert_file: Path | None = Field(
+        None, description="For amqps://: our certificate as PEM, where RabbitMQ wants one.", validate_default=True
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
     log_format: LogFormat | None = Field(None, description="console or json; by default console on a terminal.")
@@ -68,7 +80,41 @@ class ServiceSettings(BaseSettings):
             raise ValueError(f"not a URL of RabbitMQ; {right}")
         if not parts.hostname or port_is_wrong:
             raise ValueError(f"it names no host, or port 0; {right}")
+        if not _TLS_PARAMETERS.isdisjoint(name for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+            raise ValueError(
+                "certificates do not go into the URL, and are always verified; set FORKJOIN_AMQP_CA_FILE, "
+                "FORKJOIN_AMQP_CERT_FILE and FORKJOIN_AMQP_KEY_FILE"
+            )
         return value
+
+    @field_validator("amqp_ca_file", "amqp_key_file", "amqp_cert_file")
+    @classmethod
+    def _goes_with_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        url = info.data.get("amqp_url")
+        if value is not None and url is not None and urlsplit(url.get_secret_value()).scheme != "amqps":
+            raise ValueError("it is for TLS, and FORKJOIN_AMQP_URL has none: write amqps://")
+        return value
+
+    @field_validator("amqp_ca_file")
+    @classmethod
+    def _holds_authorities(cls, value: Path | None) -> Path | None:
+        TlsFiles(ca=value).context()
+        return value
+
+    @field_validator("amqp_cert_file")
+    @classmethod
+    def _has_its_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        key = info.data.get("amqp_key_file")
+        if value is None and key is not None:
+            raise ValueError("the key in FORKJOIN_AMQP_KEY_FILE goes with a certificate")
+        if value is not None:
+            TlsFiles(certificate=value, key=key).context()
+        return value
+
+    @property
+    def amqp_tls(self) -> TlsFiles:
+        """The files for `amqps://`."""
+        return TlsFiles(self.amqp_ca_file, self.amqp_cert_file, self.amqp_key_file)
 
 
 def _told(found: Any) -> str:

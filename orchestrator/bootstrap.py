@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from messaging.monitoring.metered_broker import MeteredBroker
 from messaging.monitoring.monitored import open_endpoint
 from messaging.port import Broker
-from messaging.rabbitmq import RabbitmqBroker
+from messaging.rabbitmq import RabbitmqBroker, broker_of
 from orchestrator.errors import WrongUse
 from orchestrator.monitoring import ReplicaMonitor
 from orchestrator.service.replica import Replica
@@ -46,7 +46,7 @@ def make_database(settings: Settings) -> Database:
 
 def make_broker(settings: Settings, name: str) -> RabbitmqBroker:
     """Return a client of the RabbitMQ that the settings name; *name* shows in its management pages."""
-    return RabbitmqBroker(settings.amqp_url.get_secret_value(), name=name, max_message_bytes=settings.max_message_bytes)
+    return broker_of(settings, name, max_message_bytes=settings.max_message_bytes)
 
 
 @asynccontextmanager

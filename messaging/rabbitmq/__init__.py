@@ -1,5 +1,5 @@
 """The RabbitMQ adapter of the broker port, on aio-pika."""
 
-from messaging.rabbitmq.broker import RabbitmqBroker
+from messaging.rabbitmq.broker import RabbitmqBroker, broker_of
 
-__all__ = ["RabbitmqBroker"]
+__all__ = ["RabbitmqBroker", "broker_of"]

@@ -24,12 +24,14 @@ from messaging.port import (
     QueueDepth,
 )
 from messaging.rabbitmq.backoff import backoff
-from messaging.rabbitmq.connection import Connection, Session, address_of
+from messaging.rabbitmq.connection import Address, Connection, Session, address_of
 from messaging.rabbitmq.consumer import RabbitmqConsumer
 from messaging.rabbitmq.declaration import delete_queue, ensure_exchange, ensure_queue, read_depth
 from messaging.rabbitmq.failures import ChannelLost
 from messaging.rabbitmq.outage import Outage
 from messaging.rabbitmq.publisher import Publisher
+from messaging.settings import ServiceSettings
+from messaging.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +46,7 @@ class RabbitmqBroker:
 
     Args:
         url: ``amqp://user:password@host:port/vhost``, or ``amqps://``.
+        tls: The files for ``amqps://``.
         name: Shown in RabbitMQ's management.
         publish_timeout: Seconds after which a message without an answer is UNKNOWN.
         max_message_bytes: Bodies above it are TOO_LARGE; RabbitMQ would close the channel.
@@ -58,6 +61,7 @@ class RabbitmqBroker:
         url: str,
         *,
         name: str,
+        tls: TlsFiles | None = None,
         publish_timeout: float = 30.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         heartbeat: int = _HEARTBEAT,
@@ -65,9 +69,10 @@ class RabbitmqBroker:
         parsed = _parse_url(url)
         self._max_message_bytes = max_message_bytes
         self._outage = Outage(address_of(parsed))
-        self._publishing = Connection(parsed, name=f"{name} publish", heartbeat=heartbeat, outage=self._outage)
+        address = Address(parsed, (tls or TlsFiles()) if parsed.scheme == "amqps" else None)
+        self._publishing = Connection(address, name=f"{name} publish", heartbeat=heartbeat, outage=self._outage)
         self._consuming = Connection(
-            parsed,
+            address,
             name=f"{name} consume",
             heartbeat=heartbeat,
             outage=self._outage,
@@ -179,6 +184,12 @@ class RabbitmqBroker:
                     exchange=exchange.name,
                     error=str(error),
                 )
+
+
+def broker_of(settings: ServiceSettings, name: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> RabbitmqBroker:
+    """Return a client of the RabbitMQ that the settings name; *name* shows in its management pages."""
+    url = settings.amqp_url.get_secret_value()
+    return RabbitmqBroker(url, name=name, tls=settings.amqp_tls, max_message_bytes=max_message_bytes)
 
 
 async def _patiently(operation: Callable[[], Awaitable[T]]) -> T:

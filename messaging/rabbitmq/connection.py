@@ -5,6 +5,7 @@ publisher and consumers notice that their channel ended, and open the next one a
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +27,7 @@ from messaging.rabbitmq.outage import Outage
 from messaging.rabbitmq.router import FrameRouter
 from messaging.rabbitmq.transport import DroppableTransport
 from messaging.rabbitmq.writer import FrameWriter
+from messaging.tls import TlsFileInvalid, TlsFiles
 
 log = structlog.get_logger(__name__)
 
@@ -65,11 +67,19 @@ class Session:
             await close_channel(channel)
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to connect, and how."""
+
+    url: URL  # password included; it is never shown
+    tls: TlsFiles | None  # None: without TLS
+
+
 class Connection:
     """Keeps one connection alive between `start` and `close`.
 
     Args:
-        url: Where to connect, password included; it is never shown.
+        address: Where to connect.
         name: Shown in RabbitMQ's management and in our logs.
         heartbeat: Seconds; about three times as long until a dead peer is noticed.
         outage: Tells of lost connections, together with the client's other one.
@@ -77,9 +87,10 @@ class Connection:
     """
 
     def __init__(
-        self, url: URL, *, name: str, heartbeat: int, outage: Outage, on_connected: OnConnected | None = None
+        self, address: Address, *, name: str, heartbeat: int, outage: Outage, on_connected: OnConnected | None = None
     ) -> None:
-        self._url = url.update_query(heartbeat=heartbeat)
+        self._url = address.url.update_query(heartbeat=heartbeat)
+        self._tls = address.tls
         self._name = name
         self._outage = outage
         self._on_connected = on_connected
@@ -174,7 +185,9 @@ class Connection:
 
     async def _connect_once(self) -> aio_pika.Connection:
         self._raise_if_closed()
-        opened = aio_pika.Connection(self._url, client_properties={"connection_name": self._name})
+        opened = aio_pika.Connection(
+            self._url, ssl_context=self._context(), client_properties={"connection_name": self._name}
+        )
         self._transport = opened.kwargs["transport_factory"] = DroppableTransport()
         handshake = asyncio.create_task(opened.connect(timeout=_CONNECT_TIMEOUT))
         try:
@@ -186,6 +199,13 @@ class Connection:
             await self._dispose(opened)
             raise
         return opened
+
+    def _context(self) -> ssl.SSLContext | None:
+        """Read the files anew: certificates are renewed while we run."""
+        try:
+            return None if self._tls is None else self._tls.context()
+        except TlsFileInvalid as error:
+            raise ConnectionRefused(f"RabbitMQ at {self.address} cannot be reached over TLS: {error}") from error
 
     def _raise_if_closed(self) -> None:
         if self._closed:

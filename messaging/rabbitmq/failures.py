@@ -2,7 +2,7 @@
 
 BrokerError
 ├── BrokerUnavailable
-│   ├── ConnectionRefused   wrong credentials or no such vhost: waiting does not help
+│   ├── ConnectionRefused   wrong credentials or certificates, no such vhost: waiting does not help
 │   ├── ChannelLost         a channel or its connection ended in the middle: trying again helps
 │   └── AccessRefused       our user may not do this
 ├── TopologyMismatch        406, 405
@@ -10,6 +10,7 @@ BrokerError
 """
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -64,6 +65,8 @@ def connecting(to: str) -> Iterator[None]:
                 "(the broker's log says which)"
             ) from error
         except (AMQPError, OSError, RuntimeError) as error:
+            if (objection := tls_objection(error)) is not None:
+                raise ConnectionRefused(f"{to} {objection}") from error
             raise BrokerUnavailable(f"{to} cannot be reached: {reason(error)}") from error
         except asyncio.CancelledError as error:
             raise BrokerUnavailable(f"{to} cannot be reached: the connection ended while it was made") from error
@@ -103,6 +106,34 @@ def reason(error: BaseException | None) -> str:
         return "closed"
     text = " ".join(str(argument) for argument in error.args if argument is not None) or str(error)
     return text or type(error).__name__
+
+
+def tls_objection(error: BaseException) -> str | None:
+    """Return what one side has against the other's TLS, or None where that is not what went wrong."""
+    origin: BaseException | None = error
+    while origin is not None and not isinstance(origin, ssl.SSLError):
+        origin = origin.__cause__
+    match origin:
+        case None:
+            return None
+        case ssl.SSLCertVerificationError(verify_message=why):
+            return (
+                f"shows a certificate that is not to be trusted: {why}. Name the authority that signed it in "
+                "FORKJOIN_AMQP_CA_FILE, and the host in FORKJOIN_AMQP_URL as the certificate has it"
+            )
+        case ssl.SSLError(reason=str(why)) if "CERTIFICATE" in why or "UNKNOWN_CA" in why:
+            return (
+                f"does not take our certificate ({_in_words(why)}): set FORKJOIN_AMQP_CERT_FILE and "
+                "FORKJOIN_AMQP_KEY_FILE to one that it trusts"
+            )
+        case ssl.SSLError(reason=str(why)) if why != "UNEXPECTED_EOF_WHILE_READING":
+            return f"does not speak TLS as we do ({_in_words(why)}): is it the port for it? That is usually 5671"
+        case _:
+            return None
+
+
+def _in_words(reason: str) -> str:
+    return reason.lower().replace("_", " ")
 
 
 @contextmanager

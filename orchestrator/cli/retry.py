@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import typer
 
-from messaging.rabbitmq import RabbitmqBroker
+from messaging.rabbitmq import broker_of
 from messaging.telemetry import LogLevel, configure_logging
 from orchestrator.cli.following import follow
 from orchestrator.cli.here import run_here
@@ -83,7 +83,7 @@ def _retry_here(settings: Settings, command: RetryRun) -> RunResult:
 
 
 async def _retry(settings: Settings, command: RetryRun, *, wait: bool) -> RunResult | None:
-    broker = RabbitmqBroker(settings.amqp_url.get_secret_value(), name="forkjoin runs")
+    broker = broker_of(settings, "forkjoin runs")
     await broker.connect()
     try:
         client = Client(broker)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import typer
 
-from messaging.rabbitmq import RabbitmqBroker
+from messaging.rabbitmq import broker_of
 from orchestrator.cli.databases import any_database, named_database
 from orchestrator.cli.following import show_until_end
 from orchestrator.cli.progress import progress
@@ -146,7 +146,7 @@ def _query(question: "Callable[[Database], Awaitable[T]]", settings: Settings | 
 
 @asynccontextmanager
 async def _client(settings: Settings) -> AsyncIterator[Client]:
-    broker = RabbitmqBroker(settings.amqp_url.get_secret_value(), name="forkjoin runs")
+    broker = broker_of(settings, "forkjoin runs")
     await broker.connect()
     try:
         yield Client(broker)

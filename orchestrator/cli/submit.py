@@ -7,7 +7,7 @@ from uuid import UUID
 
 import typer
 
-from messaging.rabbitmq import RabbitmqBroker
+from messaging.rabbitmq import broker_of
 from messaging.telemetry import configure_logging
 from orchestrator.cli.following import follow
 from orchestrator.cli.outcome import tell
@@ -65,7 +65,7 @@ def submit(
 
 
 async def _submit(settings: Settings, request: RunRequest, *, wait: bool) -> RunResult | None:
-    broker = RabbitmqBroker(settings.amqp_url.get_secret_value(), name="forkjoin submit")
+    broker = broker_of(settings, "forkjoin submit")
     await broker.connect()
     try:
         if wait:

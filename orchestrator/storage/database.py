@@ -7,14 +7,15 @@ SQLAlchemy each costs about half a millisecond more, and a message passes six of
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import asyncpg
-from sqlalchemy import URL, NullPool, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import NullPool
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from orchestrator.errors import WrongUse
+from orchestrator.storage.connecting import as_text, connect, parse_url
 
 Connection = asyncpg.pool.PoolConnectionProxy
 Row = asyncpg.Record
@@ -36,14 +37,15 @@ class Database:
         """Prepare the pool; the first use connects.
 
         Args:
-            url: ``postgresql://user:password@host:port/database``; a ``?host=/directory`` names a Unix socket.
+            url: ``postgresql://user:password@host:port/database``; a ``?host=/directory`` names a Unix socket, and
+                libpq's ``sslmode``, ``sslrootcert``, ``sslcert`` and ``sslkey`` ask for TLS.
             pool_size: Connections at most.
             command_timeout: Seconds after which a statement counts as lost; a frozen backend would hang for ever.
 
         Raises:
             WrongUse: The URL cannot be understood.
         """
-        self._url = _parsed(url)
+        self._url = parse_url(url)
         self._pool_size = pool_size
         self._command_timeout = command_timeout
         self._pool: asyncpg.Pool | None = None
@@ -52,8 +54,10 @@ class Database:
 
     @property
     def engine(self) -> AsyncEngine:
-        """An engine on the same database, for migrations."""
-        return create_async_engine(self._url.set(drivername="postgresql+asyncpg"), poolclass=NullPool)
+        """An engine on the same database, for migrations. It connects as `connecting.connect` does."""
+        return create_async_engine(
+            "postgresql+asyncpg://", async_creator=partial(connect, self._url), poolclass=NullPool
+        )
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -86,7 +90,7 @@ class Database:
         async with self._opening:
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
-                    self._url.set(drivername="postgresql").render_as_string(hide_password=False),
+                    as_text(self._url),
                     min_size=0,
                     max_size=self._pool_size,
                     command_timeout=self._command_timeout,
@@ -129,13 +133,3 @@ def is_locked_out(error: BaseException) -> bool:
 def _sqlstate(error: BaseException) -> str:
     origin = error.orig if isinstance(error, DBAPIError) else error
     return getattr(origin, "sqlstate", None) or ""
-
-
-def _parsed(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):  # their texts may quote what they take for a port, and that may be the password
-        raise WrongUse("the database URL cannot be read; it looks like postgresql://user:password@host/name") from None
-    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
-        raise WrongUse(f"the database must be Postgres (postgresql://…), not {parsed.get_backend_name()}")
-    return parsed

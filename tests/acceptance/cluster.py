@@ -57,6 +57,7 @@ class Cluster:
     database_url: str
     directory: Path
     services: list[Service] = field(default_factory=list)
+    also: dict[str, str] = field(default_factory=dict)  # more settings, for all commands
 
     @property
     def journal(self) -> Path:
@@ -76,6 +77,7 @@ class Cluster:
             "FORKJOIN_DRAIN_TIMEOUT": f"{5 * PATIENCE}",
             "FORKJOIN_WORKER_DRAIN_TIMEOUT": f"{5 * PATIENCE}",
             "FORKJOIN_TEST_JOURNAL": str(self.journal),
+            **self.also,
         }
 
     def forkjoin(

@@ -1,9 +1,11 @@
-"""Install RabbitMQ on Debian and Ubuntu, for root: in CI containers and fresh virtual machines."""
+"""Install servers on Debian and Ubuntu, for root: in CI containers and fresh virtual machines."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,16 +21,28 @@ def install_rabbitmq(announce: Announce) -> None:
     Raises:
         Unavailable: Not root, not Debian or Ubuntu, or apt-get failed.
     """
+    _install("rabbitmq-server", announce, instead="start Docker, or set FORKJOIN_TEST_AMQP_URL")
+
+
+def install_postgres(announce: Announce) -> None:
+    """Install the package postgresql, whose server speaks TLS, without starting the system's own server.
+
+    Raises:
+        Unavailable: Not root, not Debian or Ubuntu, or apt-get failed.
+    """
+    _install("postgresql", announce, instead="leave out the tests of TLS")
+
+
+def _install(package: str, announce: Announce, *, instead: str) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise Unavailable(
-            "rabbitmq-server is not installed, and only root on Debian or Ubuntu has it installed by the tests; "
-            "run `apt-get install rabbitmq-server` (or your system's counterpart), or start Docker, "
-            "or set FORKJOIN_TEST_AMQP_URL"
+            f"{package} is not installed, and only root on Debian or Ubuntu has it installed by the tests; "
+            f"run `apt-get install {package}` (or your system's counterpart), or {instead}"
         )
-    announce("RabbitMQ: installing rabbitmq-server with apt-get, once")
-    with services_stay_off(POLICY):
+    announce(f"installing {package} with apt-get, once")
+    with _alone(), services_stay_off(POLICY):
         _apt_get("update")
-        _apt_get("install", "--yes", "--no-install-recommends", "rabbitmq-server")
+        _apt_get("install", "--yes", "--no-install-recommends", package)
 
 
 @contextlib.contextmanager
@@ -43,6 +57,14 @@ def services_stay_off(policy: Path) -> Iterator[None]:
         yield
     finally:
         policy.unlink()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for other test processes that install something; apt-get itself would give up."""
+    with (Path(tempfile.gettempdir()) / "forkjoin-tests-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _apt_get(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""A Postgres of our own, from the pip wheel that the embedded mode uses too."""
+"""A Postgres of our own, from the pip wheel that the embedded mode uses too, or from this machine's packages."""
 
 import importlib.util
 import os
@@ -32,6 +32,7 @@ class PrivatePostgres:
     """
 
     options: dict[str, str] = field(default_factory=dict)  # more settings, or other values
+    installed: Path | None = None  # the directory of its programs; by default the wheel's
     directory: Path = field(default_factory=lambda: temporary_directory("postgres"))
     port: int = field(default_factory=lambda: free_ports(1)[0])
 
@@ -97,7 +98,7 @@ class PrivatePostgres:
         )
 
     def _usable_binaries(self) -> Path:
-        installed = _installed_binaries()
+        installed = self.installed or _installed_binaries()
         if self._may_run(installed):
             return installed
         # A virtual environment under /root, for one, is closed to the user nobody.
@@ -128,3 +129,9 @@ def _installed_binaries() -> Path:
     if not versions:
         raise Unavailable(f"the wheel {_WHEEL} holds no Postgres for this platform")
     return versions[-1]
+
+
+def debian_binaries() -> Path | None:
+    """Return where Debian's newest Postgres has its programs, or None where it is not installed. It speaks TLS."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    return found[-1].parent if found else None
