@@ -61,7 +61,7 @@ def test_the_script_starts_everything_submits_the_example_and_shows_its_result(
     assert "# About fork and join" in done.stdout, "the report that the example writes"
     assert "COMPLETED" in done.stdout, "the list of runs"
     [first, *_] = map(json.loads, calls.read_text().splitlines())
-    assert first == ["compose", "up", "--build", "--detach"]
+    assert first == ["compose", "up", "--build", "--detach", "--wait"]
 
 
 def test_without_passwords_it_says_what_to_do(cluster: Cluster, tmp_path: Path) -> None:

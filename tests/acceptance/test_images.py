@@ -181,11 +181,13 @@ def test_docker_compose_starts_everything_and_a_run_completes(docker: str, tmp_p
     file = ROOT / "deploy/compose/docker-compose.yml"
     compose = [docker, "compose", "--project-name", "forkjoin-test", "--file", file, "--env-file", environment]
     try:
-        run([*compose, "up", "--build", "--detach"])
+        run([*compose, "up", "--build", "--detach", "--wait"])
         shown = run([*compose, "run", "--rm", "client", "submit", "/examples/many_branches.json", "--wait"])
         assert '"primes": 78498' in shown
         run([*compose, "up", "--detach", "--scale", "worker=10", "--no-recreate"])
         wait_until(lambda: workers(compose) == 10, PATIENCE, lambda: f"{workers(compose)} workers")
+        run([*compose, "run", "--rm", "client", "runs", "list"])
+        assert workers(compose) == 10
     finally:
         run([*compose, "down", "--volumes"])
 

@@ -141,8 +141,10 @@ async def test_a_service_that_is_refused_ends_with_1_and_says_why(servers: TlsSe
         environment["FORKJOIN_AMQP_URL"], environment["FORKJOIN_DATABASE_URL"], tmp_path, also=environment
     )
     worker = cluster.launch("agent_worker", "tests.acceptance.journal_agents:agents")
-
-    assert worker.end() == 1
+    try:
+        assert worker.end() == 1
+    finally:
+        cluster.stop()
     assert "shows a certificate that is not to be trusted" in worker.log.read_text()
 
 
