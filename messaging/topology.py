@@ -8,7 +8,7 @@
 | orchestrator.gates -> orchestrator.gate.<run>.<block> | direct -> classic, expires | branches of a limited block |
 | orchestrator.commands | quorum | CancelRun, RetryRun |
 | orchestrator.events | topic, run.<run_id> | RunEvent, for whoever binds a queue |
-| orchestrator.workers -> orchestrator.worker.<random> | direct -> exclusive | RunCancelled; questions between workers |
+| orchestrator.workers -> orchestrator.worker.<random> | topic -> exclusive | RunCancelled; questions between workers |
 | orchestrator.dead-letters | fanout -> quorum | what could not be processed |
 
 Only what never differs between broker versions stands in queue arguments; limits belong in policies, because a queue's
@@ -36,7 +36,7 @@ CANCELLED_KEY: Final = "cancelled"
 GATE_EXPIRES: Final = timedelta(hours=1)
 
 # Workers declare it apart from the others, for they also work where they may not use it.
-WORKERS: Final = Exchange(WORKERS_EXCHANGE, ExchangeKind.DIRECT)
+WORKERS: Final = Exchange(WORKERS_EXCHANGE, ExchangeKind.TOPIC)  # so that rights can tell keys apart
 
 EXCHANGES: Final = (
     Exchange(SUBMIT_EXCHANGE, ExchangeKind.DIRECT),

@@ -101,7 +101,7 @@ def _channels() -> JsonObject:
         "cancellations": _routed(
             "cancelled",
             "orchestrator.workers",
-            "direct",
+            "topic",
             "RunCancelled BranchesCancelled",
             "Tells all workers of a cancelled run, or of a block that goes on without its open branches; a worker "
             "binds a queue of its own. Questions between workers go by the same exchange with other keys; they may "

@@ -7,7 +7,7 @@ runs. So `validate`, `submit` and `schema` work where the orchestrator's databas
 import typer
 from rich.markup import escape
 
-from orchestrator.cli import agents, dead_letters, documents, run, runs, service, submit
+from orchestrator.cli import agents, dead_letters, documents, rabbitmq, run, runs, service, submit
 from orchestrator.settings import Settings
 
 _HELP = """Run workflows of agents in parallel, on RabbitMQ and Postgres.
@@ -47,6 +47,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(agents.app, name="agents")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(documents.workflows, name="workflows")
+app.add_typer(rabbitmq.app, name="rabbitmq")
 
 
 def main() -> None:

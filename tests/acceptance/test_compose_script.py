@@ -10,6 +10,8 @@ from tests.acceptance.cluster import ROOT, Cluster
 
 COMPOSE = ROOT / "deploy" / "compose"
 
+PASSWORDS = (COMPOSE / ".env.example").read_text(encoding="utf-8")
+
 DOCKER = """#!{python}
 import json, os, sys
 
@@ -53,7 +55,7 @@ def test_the_script_starts_everything_submits_the_example_and_shows_its_result(
     cluster.start_orchestrator()
     cluster.start_worker(registry="examples.agents:agents")
     directory, tools, calls = copied(tmp_path)
-    (directory / ".env").write_text("RABBITMQ_PASSWORD=one\nPOSTGRES_PASSWORD=two\n")
+    (directory / ".env").write_text(PASSWORDS)
 
     done = run_script(directory, tools, cluster.environment)
 

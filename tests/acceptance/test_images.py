@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.cluster import PATIENCE, ROOT, Cluster, Service, wait_until
+from tests.acceptance.test_compose_script import PASSWORDS
 from tests.services.processes import free_ports
 from tests.unit.deploy.dockerfile import Dockerfile, Instruction
 
@@ -177,7 +178,7 @@ def test_docker_compose_starts_everything_and_a_run_completes(docker: str, tmp_p
     if subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode != 0:
         pytest.skip("needs docker compose")
     environment = tmp_path / ".env"
-    environment.write_text("RABBITMQ_PASSWORD=one\nPOSTGRES_PASSWORD=two\n")
+    environment.write_text(PASSWORDS)
     file = ROOT / "deploy/compose/docker-compose.yml"
     compose = [docker, "compose", "--project-name", "forkjoin-test", "--file", file, "--env-file", environment]
     try:

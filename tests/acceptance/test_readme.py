@@ -22,7 +22,7 @@ from tests.acceptance.readme import Readme, run_as_written
 from tests.property.cases import lanes
 
 README = Readme("README.md")
-WITH_COMMANDS = ["README.md", "examples/README.md", "agent_worker/README.md"]
+WITH_COMMANDS = ["README.md", "examples/README.md", "agent_worker/README.md", "deploy/rabbitmq/README.md"]
 
 
 def test_the_commands_and_queries_of_the_readme_work(cluster: Cluster, tmp_path: Path) -> None:

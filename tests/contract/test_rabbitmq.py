@@ -2,15 +2,12 @@
 
 import asyncio
 import importlib
-import shutil
 import ssl
 import struct
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import aiormq
@@ -40,10 +37,12 @@ from messaging.rabbitmq import RabbitmqBroker
 from messaging.rabbitmq.connection import Connection, Session
 from messaging.rabbitmq.consume_channel import ConsumeChannel
 from messaging.rabbitmq.consumer import RabbitmqConsumer
+from messaging.tls import TlsFiles
 from messaging.topology import DEAD_LETTERS_EXCHANGE, DEAD_LETTERS_QUEUE
 from tests.conftest import Eventually
 from tests.contract.backends import RabbitmqBackend
 from tests.contract.proxy import Proxy
+from tests.services.certificates import Authority, KeyPair
 from tests.services.management import Management
 from tests.services.rabbitmq import RabbitMQ
 
@@ -326,25 +325,19 @@ def read_by_aiormq(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate, with its key, that nobody trusts."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make a certificate")
-    made = tmp_path / "certificate.pem"
-    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command = ["openssl", "req", "-x509", *options, "-keyout", tmp_path / "key.pem", "-out", made]
-    subprocess.run(command, check=True, capture_output=True)
-    made.write_bytes(made.read_bytes() + (tmp_path / "key.pem").read_bytes())
-    return made
+def authority() -> Iterator[Authority]:
+    authority = Authority()
+    yield authority
+    authority.remove()
 
 
 class TlsProxy(Proxy):
     """Takes TLS off, in front of a broker that has none."""
 
-    def __init__(self, host: str, port: int, certificate: Path) -> None:
+    def __init__(self, host: str, port: int, own: KeyPair) -> None:
         super().__init__(host, port)
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._context.load_cert_chain(certificate)
+        self._context.load_cert_chain(own.certificate, own.key)
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._context)
@@ -352,17 +345,16 @@ class TlsProxy(Proxy):
 
 
 @asynccontextmanager
-async def behind_tls(url: str, certificate: Path) -> AsyncIterator[str]:
-    proxy = TlsProxy(URL(url).host or "", URL(url).port or 5672, certificate)
+async def behind_tls(url: str, own: KeyPair) -> AsyncIterator[str]:
+    proxy = TlsProxy(URL(url).host or "", URL(url).port or 5672, own)
     await proxy.start()
-    secured = URL(url).with_scheme("amqps").with_host("127.0.0.1").with_port(proxy.port)
-    yield str(secured.update_query(no_verify_ssl="1"))
+    yield str(URL(url).with_scheme("amqps").with_host("localhost").with_port(proxy.port))
     await proxy.stop()
 
 
-async def round_trips(url: str, count: int) -> None:
+async def round_trips(url: str, count: int, tls: TlsFiles | None = None) -> None:
     """Publish, have one returned, consume and ack."""
-    broker = RabbitmqBroker(url, name="test")
+    broker = RabbitmqBroker(url, name="test", tls=tls)
     await broker.connect()
     consumer = await broker.consume(WORK, prefetch=100)
     sent = [message(body=b"%d" % number * 1_000) for number in range(count)]
@@ -387,10 +379,11 @@ async def test_deliveries_confirms_and_returns_never_pass_aiormq(
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-async def test_nor_do_they_under_tls(amqp_url: str, certificate: Path, read_by_aiormq: list[str], loop: str) -> None:
+async def test_nor_do_they_under_tls(amqp_url: str, authority: Authority, read_by_aiormq: list[str], loop: str) -> None:
     pytest.importorskip(loop)
-    async with behind_tls(amqp_url, certificate) as url:
-        await asyncio.to_thread(importlib.import_module(loop).run, round_trips(url, 300))
+    async with behind_tls(amqp_url, authority.issue("localhost", file="proxy")) as url:
+        work = round_trips(url, 300, TlsFiles(authority.certificate))
+        await asyncio.to_thread(importlib.import_module(loop).run, work)
     assert read_by_aiormq == []
 
 

@@ -1,6 +1,10 @@
 """The compose file: what it starts, in which order, with what; and that it holds no secret."""
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +22,8 @@ FILE = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 OURS = ["migrate", "orchestrator", "worker", "client"]
 KEYS = {
-    "build", "command", "depends_on", "deploy", "environment", "healthcheck", "hostname", "image", "init", "ports",
-    "profiles", "restart", "stop_grace_period", "volumes",
+    "build", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "hostname", "image", "init",
+    "ports", "profiles", "restart", "stop_grace_period", "user", "volumes",
 }  # fmt: skip
 
 
@@ -29,7 +33,7 @@ def started_after(service: str) -> dict[str, str]:
 
 def test_there_is_everything_that_a_cluster_needs() -> None:
     assert {name for name, service in SERVICES.items() if "profiles" not in service} == {
-        "rabbitmq", "postgres", "migrate", "orchestrator", "worker",
+        "definitions", "rabbitmq", "postgres", "migrate", "orchestrator", "worker",
     }  # fmt: skip
     assert (SERVICES["orchestrator"]["deploy"], SERVICES["worker"]["deploy"]) == ({"replicas": 2}, {"replicas": 3})
     assert [SERVICES[name]["command"] for name in OURS] == [
@@ -55,6 +59,7 @@ def test_each_service_starts_when_what_it_needs_is_there() -> None:
     assert started_after("migrate") == {"postgres": healthy}
     assert started_after("orchestrator") == {"rabbitmq": healthy, "migrate": "service_completed_successfully"}
     assert started_after("worker") == {"rabbitmq": healthy}
+    assert started_after("rabbitmq") == {"definitions": "service_completed_successfully"}
     # `compose run client` brings what it depends on to the numbers in the file, whatever --scale had said.
     assert started_after("client") == {}
     for name in SERVICES:
@@ -62,6 +67,7 @@ def test_each_service_starts_when_what_it_needs_is_there() -> None:
             if condition == healthy:
                 assert "test" in SERVICES[other]["healthcheck"], f"{name} would wait for {other} for ever"
     assert SERVICES["migrate"].get("restart") is None
+    assert SERVICES["definitions"].get("restart") is None
 
 
 @pytest.mark.parametrize("name", ["orchestrator", "worker"])
@@ -99,11 +105,41 @@ def test_the_workers_registry_has_agents(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "report" in load_registry(SERVICES["worker"]["command"][0]).names
 
 
+def written_definitions(passwords: str, directory: Path) -> dict[str, Any]:
+    """Return what the service `definitions` writes; its command is carried out here."""
+    script = SERVICES["definitions"]["command"][0].replace("$$", "$").replace("/definitions/", f"{directory}/")
+    tools = Path(sys.executable).parent
+    environment = {"PASSWORDS": passwords, "PATH": f"{tools}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-c", script], check=True, env=environment, cwd=directory)
+    written: dict[str, Any] = json.loads((directory / "definitions.json").read_text())
+    return written
+
+
+def test_each_service_has_a_user_of_its_own_and_the_workers_user_serves_all_of_its_agents(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    passwords = re.sub(r"\$\{(\w+)[^}]*\}", r"\1", SERVICES["definitions"]["environment"]["PASSWORDS"])
+    written = written_definitions(passwords, tmp_path)
+    users = {user["name"] for user in written["users"]}
+    urls = {name: SERVICES[name]["environment"]["FORKJOIN_AMQP_URL"] for name in ("orchestrator", "worker", "client")}
+    for name, url in urls.items():
+        user, _, password = url.removeprefix("amqp://").partition("@")[0].partition(":")
+        assert user in users, name
+        assert json.loads(passwords)[user] == re.findall(r"\w+", password)[0], name
+    assert len(set(urls.values())) == len(urls)
+
+    monkeypatch.chdir(ROOT)
+    served = set(load_registry(SERVICES["worker"]["command"][0]).names)
+    assert {f"agent.{name}" for name in served} <= {queue["name"] for queue in written["queues"]}
+    [rights] = [right for right in written["permissions"] if right["user"] == "forkjoin-worker"]
+    assert all(re.search(rights["read"], f"agent.{name}") for name in served)
+
+
 def test_secrets_come_from_the_environment_alone_and_the_example_names_them_all() -> None:
     example = (COMPOSE / ".env.example").read_text(encoding="utf-8")
     used = set(re.findall(r"\$\{([A-Z_]+)", TEXT))
     assert used == set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE))
-    for found in re.findall(r"(?:PASS\w*: |forkjoin:)(\S+)", TEXT):
+    for found in re.findall(r'(?:PASSWORD: |//forkjoin[a-z-]*:|"forkjoin[a-z-]*": ")(\S+)', TEXT):
         assert found.startswith("${"), found
     assert ".env" in (COMPOSE / ".gitignore").read_text(encoding="utf-8").split()
 
