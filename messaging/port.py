@@ -109,6 +109,7 @@ class Delivery(NamedTuple):
     headers: Mapping[str, Any]
     redelivered: bool
     tag: tuple[int, int]  # the adapter's own: (which channel, which delivery on it)
+    user_id: str | None = None  # who has published it, where that was said: the broker lets nobody name another user
 
     @property
     def earlier_deliveries(self) -> int:

@@ -35,6 +35,7 @@ class ServiceSettings(BaseSettings):
     amqp_cert_file: Path | None = Field(
         None, description="For amqps://: our certificate as PEM, where RabbitMQ wants one.", validate_default=True
     )
+    amqp_sign: bool = Field(False, description="Sign what is published with our user's name, which RabbitMQ verifies.")
     log_level: LogLevel = Field(LogLevel.INFO, description="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
     log_format: LogFormat | None = Field(None, description="console or json; by default console on a terminal.")
 

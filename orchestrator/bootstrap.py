@@ -14,9 +14,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from messaging.monitoring.metered_broker import MeteredBroker
 from messaging.monitoring.monitored import open_endpoint
 from messaging.port import Broker
-from messaging.rabbitmq import RabbitmqBroker, broker_of
+from messaging.rabbitmq import RabbitmqBroker, broker_of, user_of
 from orchestrator.errors import WrongUse
 from orchestrator.monitoring import ReplicaMonitor
+from orchestrator.service.identities import Identities
 from orchestrator.service.replica import Replica
 from orchestrator.settings import Settings
 from orchestrator.storage.database import Database, is_lost_connection
@@ -49,6 +50,13 @@ def make_broker(settings: Settings, name: str) -> RabbitmqBroker:
     return broker_of(settings, name, max_message_bytes=settings.max_message_bytes)
 
 
+def identities_of(settings: Settings) -> Identities | None:
+    """Return who may report, where the settings say so."""
+    if settings.worker_users is None:
+        return None
+    return Identities(settings.worker_users, user_of(settings.amqp_url.get_secret_value()))
+
+
 @asynccontextmanager
 async def running_replica(
     settings: Settings, database: Database, broker: Broker, monitor: ReplicaMonitor | None = None
@@ -63,6 +71,7 @@ async def running_replica(
         unknown_agent_after=settings.unknown_agent_after,
         silent_after=settings.silent_after,
         drain_timeout=settings.drain_timeout,
+        identities=identities_of(settings),
         book=monitor.book if monitor is not None else None,
     )
     await replica.start()

@@ -4,12 +4,15 @@ import os
 import secrets
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from messaging.limits import MAX_MESSAGE_BYTES
 from messaging.settings import ServiceSettings
+from schemas.messages import AgentName
+
+WorkerUser = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 def _replica_id() -> str:
@@ -37,9 +40,21 @@ class Settings(ServiceSettings):
         30.0,
         description="Seconds without a sign of life after which a task that its queue does not hold is sent again.",
     )
+    worker_users: dict[WorkerUser, frozenset[AgentName]] | None = Field(
+        None,
+        description='As JSON, who may report for which agents: {"analysts": ["keywords"]}. Reports that such a user '
+        "has not signed are refused. Needs FORKJOIN_AMQP_SIGN, here and at the workers.",
+    )
     drain_timeout: Annotated[float, Field(gt=0)] = Field(
         30.0, description="Seconds to finish what is under way after SIGTERM."
     )
     max_message_bytes: Annotated[int, Field(ge=1_024)] = Field(
         MAX_MESSAGE_BYTES, description="The broker's limit for one message."
     )
+
+    @field_validator("worker_users")
+    @classmethod
+    def _is_signed_with(cls, value: dict[str, frozenset[str]] | None, info: ValidationInfo) -> Any:
+        if value is not None and not info.data.get("amqp_sign"):
+            raise ValueError("set FORKJOIN_AMQP_SIGN too: results of sub-workflows must be signed by orchestrators")
+        return value

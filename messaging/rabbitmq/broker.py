@@ -47,6 +47,7 @@ class RabbitmqBroker:
     Args:
         url: ``amqp://user:password@host:port/vhost``, or ``amqps://``.
         tls: The files for ``amqps://``.
+        signs: Whether messages bear our user's name, which RabbitMQ verifies.
         name: Shown in RabbitMQ's management.
         publish_timeout: Seconds after which a message without an answer is UNKNOWN.
         max_message_bytes: Bodies above it are TOO_LARGE; RabbitMQ would close the channel.
@@ -62,6 +63,7 @@ class RabbitmqBroker:
         *,
         name: str,
         tls: TlsFiles | None = None,
+        signs: bool = False,
         publish_timeout: float = 30.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         heartbeat: int = _HEARTBEAT,
@@ -78,7 +80,7 @@ class RabbitmqBroker:
             outage=self._outage,
             on_connected=self._declare_exchanges_again,
         )
-        self._publisher = Publisher(self._publishing, timeout=publish_timeout)
+        self._publisher = Publisher(self._publishing, timeout=publish_timeout, user_id=user_of(url) if signs else None)
         self._consumers: dict[RabbitmqConsumer, None] = {}
         self._exchanges: dict[str, Exchange] = {}
 
@@ -189,7 +191,14 @@ class RabbitmqBroker:
 def broker_of(settings: ServiceSettings, name: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> RabbitmqBroker:
     """Return a client of the RabbitMQ that the settings name; *name* shows in its management pages."""
     url = settings.amqp_url.get_secret_value()
-    return RabbitmqBroker(url, name=name, tls=settings.amqp_tls, max_message_bytes=max_message_bytes)
+    return RabbitmqBroker(
+        url, name=name, tls=settings.amqp_tls, signs=settings.amqp_sign, max_message_bytes=max_message_bytes
+    )
+
+
+def user_of(url: str) -> str:
+    """Return the user that a URL of RabbitMQ names."""
+    return URL(url).user or "guest"  # as aiormq has it
 
 
 async def _patiently(operation: Callable[[], Awaitable[T]]) -> T:

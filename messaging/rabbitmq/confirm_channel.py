@@ -28,10 +28,11 @@ _OUR_FRAME_MAX: Final = 128 * 1024  # where the broker has no limit
 
 
 class ConfirmChannel:
-    """An aiormq channel in confirm mode; nothing else may publish on it."""
+    """An aiormq channel in confirm mode; nothing else may publish on it. It signs with *user_id*, if that is given."""
 
-    def __init__(self, channel: Channel, session: Session) -> None:
+    def __init__(self, channel: Channel, session: Session, user_id: str | None = None) -> None:
         self._channel = channel
+        self._user_id = user_id
         self._writer = session.writer
         self._router = session.router
         self._frame_max = session.connection.connection_tune.frame_max or _OUR_FRAME_MAX
@@ -64,7 +65,7 @@ class ConfirmChannel:
         frames: list[bytes] = []
         size = 0
         for message in islice(batch.messages, start, None):
-            encoded = encode_message(message, self._channel.number, self._frame_max)
+            encoded = encode_message(message, self._channel.number, self._frame_max, self._user_id)
             frames.append(encoded)
             size += len(encoded)
             if size >= _CHUNK_BYTES:

@@ -24,7 +24,7 @@ def decode_delivery(arguments: bytes, header: bytes, body: bytes, *, queue: str,
     at = 1 + arguments[0]  # behind the consumer's tag
     tag, redelivered = _TAG_AND_FLAG.unpack_from(arguments, at)
     exchange, routing_key = _address(arguments[at + _TAG_AND_FLAG.size :])
-    headers, correlation_id, reply_to, message_id, message_type = read_properties(header)
+    headers, correlation_id, reply_to, message_id, message_type, user_id = read_properties(header)
     return Delivery(
         queue,
         exchange,
@@ -37,6 +37,7 @@ def decode_delivery(arguments: bytes, header: bytes, body: bytes, *, queue: str,
         headers,
         redelivered & 1 == 1,
         (channel, tag),
+        user_id,
     )
 
 

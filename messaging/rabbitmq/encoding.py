@@ -25,7 +25,7 @@ _BODY: Final = struct.Struct(">BHI")
 _END: Final = b"\xce"
 _BASIC: Final = 60
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE = 0x8000, 0x2000, 0x1000
-_CORRELATION_ID, _REPLY_TO, _MESSAGE_ID, _TYPE = 0x0400, 0x0200, 0x0080, 0x0020
+_CORRELATION_ID, _REPLY_TO, _MESSAGE_ID, _TYPE, _USER_ID = 0x0400, 0x0200, 0x0080, 0x0020, 0x0010
 _JSON: Final = b"\x10application/json"
 _MODES: Final = {False: b"\x01", True: b"\x02"}  # by whether the message is persistent
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(256))
@@ -35,13 +35,14 @@ _ACK, _NACK = 80, 120
 _MULTIPLE, _REQUEUE = 1, 2
 
 
-def encode_message(message: OutgoingMessage, channel: int, frame_max: int) -> bytes:
+def encode_message(message: OutgoingMessage, channel: int, frame_max: int, user_id: str | None = None) -> bytes:
     """Return the frames that publish *message* on a channel.
 
     Args:
         message: What to publish.
         channel: The channel's number.
         frame_max: The largest frame that the broker takes; a longer body is cut into several.
+        user_id: Our user, to sign the message with. RabbitMQ closes the channel where it is another's.
 
     Raises:
         ValueError: A header holds something that AMQP cannot carry, or a property is longer than it allows.
@@ -50,6 +51,9 @@ def encode_message(message: OutgoingMessage, channel: int, frame_max: int) -> by
         flags, properties = _properties(message)
     except _NotCarriable as error:
         raise ValueError(f"AMQP cannot carry the headers of a {message.type} message: {error}") from error
+    if user_id:
+        flags |= _USER_ID
+        properties += _short_string(user_id)
     method = _publish_method(channel, message.exchange, message.routing_key, message.mandatory)
     body = message.body
     size = len(body)

@@ -31,7 +31,7 @@ _ORDER: Final = (
     (_TEXT, 3),
     (8, None),  # timestamp
     (_TEXT, 4),
-    (_TEXT, None),  # user id
+    (_TEXT, 5),
     (_TEXT, None),  # application id
     (_TEXT, None),  # cluster id
 )
@@ -46,17 +46,18 @@ class Properties(NamedTuple):
     reply_to: str | None
     message_id: str | None
     type: str | None
+    user_id: str | None
 
 
 def read_properties(header: bytes) -> Properties:
     """Return the properties in a header frame's payload, whatever it holds."""
-    found: list[Any] = [{}, None, None, None, None]
+    found: list[Any] = [{}, None, None, None, None, None]
     try:
         end = _read(header, found)
     except IndexError:
         end = len(header) + 1
     if end > len(header):
-        return Properties({UNREADABLE_HEADER: "the sender's properties are cut off"}, None, None, None, None)
+        return Properties({UNREADABLE_HEADER: "the sender's properties are cut off"}, *[None] * 5)
     return Properties._make(found)
 
 

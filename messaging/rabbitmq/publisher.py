@@ -16,10 +16,12 @@ class Publisher:
     Args:
         connection: For publishing only: under a memory alarm RabbitMQ stops reading from it.
         timeout: Seconds that one `publish` takes at most, where it is not told otherwise.
+        user_id: The connection's user, where messages are signed.
     """
 
-    def __init__(self, connection: Connection, *, timeout: float) -> None:
+    def __init__(self, connection: Connection, *, timeout: float, user_id: str | None = None) -> None:
         self._connection = connection
+        self._user_id = user_id
         self._timeout = timeout
         self._opening = asyncio.Lock()
         self._channel: ConfirmChannel | None = None
@@ -44,5 +46,5 @@ class Publisher:
         async with self._opening:
             if self._channel is None or self._channel.is_lost:
                 session = await self._connection.session()
-                self._channel = ConfirmChannel(await session.open_channel(confirms=True), session)
+                self._channel = ConfirmChannel(await session.open_channel(confirms=True), session, self._user_id)
             return self._channel

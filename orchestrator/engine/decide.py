@@ -75,7 +75,7 @@ def decide(state: RunState, event: Input, moment: Moment) -> Decision | Wanted:
         case ChildEnded():
             return children.ended(state, event, moment)
         case TaskReported():
-            return reports.task_reported(state, event.report, moment)
+            return reports.task_reported(state, event, moment)
         case AttemptOverdue():
             return reports.attempt_overdue(state, event, moment)
         case TaskUndeliverable():

@@ -42,6 +42,7 @@ class TaskReported:
     """A worker reports on an attempt."""
 
     report: AgentResult
+    speaks_for: frozenset[str] | None = None  # the agents whose attempts its sender may report on; None: not checked
 
     @property
     def run_id(self) -> UUID:

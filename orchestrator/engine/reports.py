@@ -9,7 +9,7 @@ from orchestrator.engine.block import block_overdue
 from orchestrator.engine.children import abandoned
 from orchestrator.engine.decision import Decision, Verdict
 from orchestrator.engine.ending import attempt_failed, attempt_was_last, ticket_of
-from orchestrator.engine.inputs import AttemptOverdue, RetryDue, TaskUndeliverable
+from orchestrator.engine.inputs import AttemptOverdue, RetryDue, TaskReported, TaskUndeliverable
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import BlockPlan, LoopPlan
 from orchestrator.engine.records import StepExecution
@@ -24,8 +24,9 @@ from schemas.worker_codes import WorkerErrorCode
 _WORKER_CODES: Final = frozenset(code.value for code in WorkerErrorCode)
 
 
-def task_reported(state: RunState, report: AgentResult, moment: Moment) -> Decision | Wanted:
+def task_reported(state: RunState, event: TaskReported, moment: Moment) -> Decision | Wanted:
     """Apply a worker's report. The task id fences: only the report of the current attempt has an effect."""
+    report = event.report
     if state.run is None:
         return Decision(Verdict.REJECTED, codes.UNKNOWN_RUN)
     if report.task_id not in state.tasks:
@@ -34,6 +35,8 @@ def task_reported(state: RunState, report: AgentResult, moment: Moment) -> Decis
     step = state.steps[step_id] if step_id is not None else None
     if step is None or step.task_id != report.task_id or step.agent_name is None:
         return Decision(Verdict.STALE, codes.UNKNOWN_TASK)
+    if event.speaks_for is not None and step.agent_name not in event.speaks_for:
+        return Decision(Verdict.REJECTED, codes.FORGED_RESULT)
     if report.status.ends_attempt:
         return _attempt_ended(state, step, report, moment)
     return _attempt_lives(step, report, moment.now)

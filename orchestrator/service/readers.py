@@ -5,8 +5,10 @@ from uuid import UUID
 import structlog
 
 from messaging.port import DeadLetterReason, Delivery
+from orchestrator.engine import codes
 from orchestrator.engine.inputs import ChildEnded, ExternalInput, TaskReported
 from orchestrator.service.batch import Answer
+from orchestrator.service.identities import Identities, refused
 from orchestrator.service.intake import Item, Refused
 from schemas.codec import decode
 from schemas.errors import MessageRefused
@@ -16,22 +18,30 @@ log = structlog.get_logger(__name__)
 
 
 class ResultReader:
-    """Reads AgentResults, and the RunResults of sub-workflows."""
+    """Reads AgentResults, and the RunResults of sub-workflows; where there are identities, it heeds them."""
+
+    def __init__(self, identities: Identities | None = None) -> None:
+        self._identities = identities
 
     async def read(self, delivery: Delivery) -> ExternalInput:
         """Return what a worker reports, or how the run of a sub-workflow has ended."""
         if delivery.type == RunResult.__name__:
+            if self._identities is not None:
+                self._identities.require_ours(delivery)
             return _child_ended(delivery)
+        speaks_for = None if self._identities is None else self._identities.agents_of(delivery)
         try:
             report = decode(AgentResult, delivery.body)
         except MessageRefused as refused:
             raise Refused(DeadLetterReason(refused.code, str(refused))) from refused
         if report.consumer_timeout is not None:
             _tell_of_timeout(report, report.consumer_timeout)
-        return TaskReported(report)
+        return TaskReported(report, speaks_for)
 
     async def answered(self, item: Item, answer: Answer) -> None:
-        """Nothing: the transaction said it all."""
+        """Refuse what was forged, as the transaction found out; it said all else."""
+        if answer.code == codes.FORGED_RESULT:
+            raise refused(item.delivery, "its sender does not serve the agent of the attempt")
 
 
 def _child_ended(delivery: Delivery) -> ChildEnded:

@@ -21,6 +21,7 @@ from orchestrator.service.dead_letters import DeadLetterIntake
 from orchestrator.service.driver import Driver
 from orchestrator.service.gatekeeper import Gatekeeper
 from orchestrator.service.health import DatabaseWatch
+from orchestrator.service.identities import Identities
 from orchestrator.service.intake import Intake
 from orchestrator.service.lookout import Lookout
 from orchestrator.service.lost_tasks import LostTasks
@@ -58,6 +59,7 @@ class Replica:
         unknown_agent_after: float = 60.0,
         silent_after: float = 30.0,
         drain_timeout: float = 30.0,
+        identities: Identities | None = None,
         book: HealthBook | None = None,
     ) -> None:
         """Wire the loops together; `start` starts them.
@@ -69,6 +71,7 @@ class Replica:
             unknown_agent_after: Seconds for which a task that no queue takes is tried before its step fails.
             silent_after: Seconds without a sign of life after which a task that its queue does not hold is sent again.
             drain_timeout: Seconds for which `stop` finishes what is under way.
+            identities: Who may report; None: whoever can publish there.
             book: Where its troubles are noted.
         """
         plans = PlanCache()
@@ -98,7 +101,7 @@ class Replica:
         refusals = Refusals(broker)
         self.intakes = (
             Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(storage, refusals, plans)),
-            Intake(broker, topology.RESULTS_QUEUE, self.driver, ResultReader()),
+            Intake(broker, topology.RESULTS_QUEUE, self.driver, ResultReader(identities)),
             Intake(broker, topology.COMMANDS_QUEUE, self.driver, CommandReader(refusals)),
         )
         self.lost_tasks = LostTasks(self.driver, silent_after=silent_after)

@@ -9,18 +9,21 @@ from typing import Any
 import aiormq
 import pytest
 from aiormq.abc import AbstractChannel
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 from yarl import URL
 
 from messaging.definitions import Role, User, definitions
 from messaging.port import Broker, Queue, QueueKind
 from messaging.rabbitmq import RabbitmqBroker
+from orchestrator.service.identities import Identities
+from orchestrator.storage.definitions import register_workflow
 from schemas.statuses import ResultStatus
-from tests.conftest import Eventually
+from schemas.validation import parse_workflow
 from tests.integration.replicas import Brokers
 from tests.integration.system import System
 from tests.services.management import Management
 from tests.services.rabbitmq import RabbitMQ
+from tests.services.waiting import eventually
 
 PASSWORD = "a word of ours"
 DURABLE_QUORUM = {"x-queue-type": "quorum"}
@@ -80,7 +83,7 @@ class ByRole(Brokers):
     async def connect(self, name: str, **options: Any) -> Broker:
         assert self.users is not None
         role = {"client": "submitter", "worker": "research"}.get(name, "orchestrator")
-        broker = RabbitmqBroker(self.users.url(role), name=name, **options)
+        broker = RabbitmqBroker(self.users.url(role), name=name, **{"signs": True, **options})
         await broker.connect()
         return broker
 
@@ -106,9 +109,7 @@ async def test_a_run_passes_through_services_and_a_client_with_users_of_their_ow
     assert (result.status, result.output) == (ResultStatus.COMPLETED, {name: {"n": name} for name in steps})
 
 
-async def test_an_operator_cancels_a_run_and_its_worker_hears_of_it(
-    system: System, users: Users, eventually: Eventually
-) -> None:
+async def test_an_operator_cancels_a_run_and_its_worker_hears_of_it(system: System, users: Users) -> None:
     over = asyncio.Event()
 
     async def research(task: dict[str, Any]) -> None:
@@ -130,6 +131,50 @@ async def test_an_operator_cancels_a_run_and_its_worker_hears_of_it(
     assert await system.ended(run_id) == "CANCELLED"
     await asyncio.wait_for(over.wait(), 30)
     await operator.close()
+
+
+WHOM: dict[str, set[str]] = {"research": {"research"}, "write": {"write"}}
+
+
+def identities(users: Users, whom: dict[str, set[str]]) -> Identities:
+    return Identities({users.name(role): agents for role, agents in whom.items()}, users.name("orchestrator"))
+
+
+async def test_where_reports_must_be_signed_those_of_the_agents_worker_count_and_so_do_sub_workflows(
+    system: System, users: Users
+) -> None:
+    await system.start_replica(identities=identities(users, WHOM))
+    await system.start_worker(research, declare=False)
+    child = {"name": "child", "start_step": "c", "steps": {"c": {"agent_name": "research"}}}
+    await register_workflow(system.database, parse_workflow(child), child)
+    parent = {"name": "parent", "start_step": "p", "steps": {"p": {"type": "sub_workflow", "workflow_id": "child"}}}
+    assert (await system.run(parent)).status is ResultStatus.COMPLETED
+
+
+@pytest.mark.parametrize("whom", [{"write": {"write"}}, {"research": {"write"}}])
+async def test_where_reports_must_be_signed_those_of_others_have_no_effect_and_are_dead_letters(
+    system: System, users: Users, whom: dict[str, set[str]]
+) -> None:
+    await system.start_replica(identities=identities(users, whom))
+    await system.start_worker(research, declare=False)
+    run_id = await system.submit({"name": "forged", "start_step": "a", "steps": {"a": {"agent_name": "research"}}})
+
+    async def refused() -> bool:
+        return bool(await system.fetch("SELECT 1 FROM dead_letters WHERE code = 'forged_result'"))
+
+    await eventually(refused)
+    assert await system.status(run_id) == "RUNNING"
+
+
+async def test_whoever_signs_with_the_name_of_another_is_cut_off(users: Users) -> None:
+    connection = await aiormq.connect(users.url("research"))
+    channel = await connection.channel(publisher_confirms=True)
+    properties = aiormq.spec.Basic.Properties(user_id=users.name("write"))
+    with pytest.raises(ChannelPreconditionFailed):
+        await channel.basic_publish(
+            b"{}", exchange="orchestrator.results", routing_key="result.research", properties=properties, timeout=30
+        )
+    await connection.close()
 
 
 Attempt = Callable[[AbstractChannel], Awaitable[Any]]
@@ -234,7 +279,7 @@ async def test_everybody_may_do_what_is_theirs(users: Users, what: str) -> None:
     await connection.close()
 
 
-async def test_the_policies_hold_for_the_queues(users: Users, management: Management, eventually: Eventually) -> None:
+async def test_the_policies_hold_for_the_queues(users: Users, management: Management) -> None:
     vhost = URL(users.vhost_url).path.lstrip("/")
 
     def policy(queue: str) -> dict[str, Any]:
@@ -250,7 +295,7 @@ async def test_the_policies_hold_for_the_queues(users: Users, management: Manage
 
 
 async def test_a_task_that_comes_back_too_often_is_a_dead_letter_and_not_lost(
-    users: Users, management: Management, eventually: Eventually
+    users: Users, management: Management
 ) -> None:
     worker = RabbitmqBroker(users.url("write"), name="poisoned")
     await worker.connect()

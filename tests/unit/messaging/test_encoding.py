@@ -58,8 +58,8 @@ messages = st.builds(
 )
 
 
-@given(messages, st.integers(1, 65_535))
-def test_a_message_is_the_bytes_that_pamqp_makes_of_it(sent: OutgoingMessage, channel: int) -> None:
+@given(messages, st.integers(1, 65_535), st.none() | texts.map(lambda text: text[:60]))
+def test_a_message_is_the_bytes_that_pamqp_makes_of_it(sent: OutgoingMessage, channel: int, user: str | None) -> None:
     properties = commands.Basic.Properties(
         content_type="application/json",
         headers=dict(sent.headers) or None,
@@ -68,13 +68,14 @@ def test_a_message_is_the_bytes_that_pamqp_makes_of_it(sent: OutgoingMessage, ch
         reply_to=sent.reply_to,
         message_id=sent.message_id,
         message_type=sent.type,
+        user_id=user,
     )
     expected = [
         commands.Basic.Publish(exchange=sent.exchange, routing_key=sent.routing_key, mandatory=sent.mandatory),
         ContentHeader(body_size=len(sent.body), properties=properties),
         *(ContentBody(sent.body[start : start + 4_088]) for start in range(0, len(sent.body), 4_088)),
     ]
-    assert encode_message(sent, channel, FRAME_MAX) == b"".join(frame.marshal(one, channel) for one in expected)
+    assert encode_message(sent, channel, FRAME_MAX, user) == b"".join(frame.marshal(one, channel) for one in expected)
 
 
 @pytest.mark.parametrize("place", ["message_id", "correlation_id", "reply_to"])

@@ -60,11 +60,12 @@ def test_they_are_read_as_pamqp_reads_them(sent: dict[str, Any]) -> None:
         theirs.reply_to,
         theirs.message_id,
         theirs.message_type,
+        theirs.user_id,
     )
 
 
 def test_a_message_without_properties_has_none() -> None:
-    assert read_properties(header(0)) == Properties({}, None, None, None, None)
+    assert read_properties(header(0)) == Properties({}, None, None, None, None, None)
 
 
 def test_a_text_that_is_not_utf8_shows_its_bytes_and_what_follows_is_read() -> None:

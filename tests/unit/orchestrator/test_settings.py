@@ -34,6 +34,20 @@ def test_variables_are_read_and_arguments_go_first(monkeypatch: pytest.MonkeyPat
     assert (settings.unknown_agent_after, settings.replica_id) == (2.5, "given")
 
 
+def test_who_may_report_goes_with_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORKJOIN_WORKER_USERS", '{"analysts": ["keywords"]}')
+    with pytest.raises(SettingsInvalid, match="FORKJOIN_WORKER_USERS is wrong: set FORKJOIN_AMQP_SIGN too"):
+        Settings.load()
+    monkeypatch.setenv("FORKJOIN_AMQP_SIGN", "true")
+    assert Settings.load().worker_users == {"analysts": frozenset({"keywords"})}
+
+
+def test_who_may_report_that_is_no_json_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORKJOIN_WORKER_USERS", "analysts=keywords")
+    with pytest.raises(SettingsInvalid, match="FORKJOIN_WORKER_USERS is wrong: input should be a valid dictionary"):
+        Settings.load()
+
+
 WRONG = {
     "AMQP_URL": "http://user:hush@host/",
     "DATABASE_POOL_SIZE": "3",

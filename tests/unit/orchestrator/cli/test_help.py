@@ -13,7 +13,7 @@ COMMANDS = [
     "run", "submit", "validate", "schema", "serve", "migrate",
     "runs list", "runs show", "runs watch", "runs cancel", "runs retry", "runs prune", "agents list", "agents limit",
     "workflows register", "workflows list", "workflows show",
-    "dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters drop",
+    "dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters drop", "rabbitmq definitions",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What workers report, in the order in which it goes right and in every other."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_a_report_with_a_task_id_that_nobody_gave_out_is_stale(status: ReportSta
 def test_a_report_of_an_earlier_attempt_is_stale(status: ReportStatus) -> None:
     state = known(step_row(task_id=OTHER), step_row(task_id=TASK, attempt=2))
     assert decided(state, reported(status, task_id=OTHER)) == UNKNOWN_TASK
+
+
+@OPEN
+@pytest.mark.parametrize("status_reported", ReportStatus)
+def test_a_report_of_one_that_does_not_serve_the_agent_is_rejected(
+    status: StepStatus, status_reported: ReportStatus
+) -> None:
+    state = known(step_row(status=status))
+    forged = replace(reported(status_reported), speaks_for=frozenset({"another-agent"}))
+    assert decided(state, forged) == Decision(Verdict.REJECTED, codes.FORGED_RESULT)
 
 
 # An attempt that lives

@@ -8,8 +8,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from messaging.port import Delivery
+from orchestrator.engine import codes
+from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import ChildEnded, TaskReported
-from orchestrator.service.intake import Refused
+from orchestrator.service.batch import Answer
+from orchestrator.service.identities import Identities
+from orchestrator.service.intake import Item, Refused
 from orchestrator.service.readers import ResultReader
 from schemas.codec import encode
 from schemas.messages import AgentResult, RunResult
@@ -27,8 +31,8 @@ def result(**fields: Any) -> AgentResult:
     )
 
 
-def delivery(body: bytes) -> Delivery:
-    return Delivery("orchestrator.results", "", "", "AgentResult", "m", body, None, None, {}, False, (1, 1))
+def delivery(body: bytes, user_id: str | None = None) -> Delivery:
+    return Delivery("orchestrator.results", "", "", "AgentResult", "m", body, None, None, {}, False, (1, 1), user_id)
 
 
 async def test_a_result_is_read_and_nothing_logged() -> None:
@@ -77,3 +81,38 @@ async def test_a_run_result_for_nobody_is_refused(correlation_id: str | None) ->
 async def test_a_run_result_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(Refused, match="JSON"):
         await ResultReader().read(run_result(f"{RUN}/{TASK}", b"nonsense"))
+
+
+IDENTITIES = Identities({"analysts": {"keywords"}}, "orchestrators")
+
+
+async def test_a_report_that_is_signed_speaks_for_the_agents_of_its_user() -> None:
+    report = result()
+    read = await ResultReader(IDENTITIES).read(delivery(encode(report), "analysts"))
+    assert read == TaskReported(report, frozenset({"keywords"}))
+
+
+@pytest.mark.parametrize("user_id", [None, "", "somebody", "orchestrators"])
+async def test_a_report_of_nobody_who_may_report_is_refused_and_told(user_id: str | None) -> None:
+    with capture_logs() as lines, pytest.raises(Refused) as refused:
+        await ResultReader(IDENTITIES).read(delivery(encode(result()), user_id))
+    assert refused.value.reason.code == "forged_result"
+    [line] = lines
+    assert (line["action"], line["security"], line["user_id"]) == ("forged_result", True, user_id)
+
+
+async def test_a_report_on_an_attempt_of_another_agent_is_refused_and_told() -> None:
+    report = result()
+    sent = delivery(encode(report), "analysts")
+    answer = Answer(Verdict.REJECTED, codes.FORGED_RESULT)
+    with capture_logs() as lines, pytest.raises(Refused, match="does not serve the agent"):
+        await ResultReader(IDENTITIES).answered(Item(sent, TaskReported(report)), answer)
+    assert [line["action"] for line in lines] == ["forged_result"]
+
+
+@pytest.mark.parametrize("user_id", [None, "analysts"])
+async def test_only_orchestrators_tell_how_the_run_of_a_sub_workflow_has_ended(user_id: str | None) -> None:
+    ended = run_result(f"{RUN}/{TASK}")
+    assert await ResultReader(IDENTITIES).read(ended._replace(user_id="orchestrators")) == ChildEnded(RUN, TASK, ENDED)
+    with pytest.raises(Refused, match="only orchestrators"):
+        await ResultReader(IDENTITIES).read(ended._replace(user_id=user_id))
