@@ -265,3 +265,10 @@ dead_letters: Final = Table(
     Column("step_id", Text),
     Index("uq_dead_letters_key", "key", unique=True),
 )
+
+# One row: the revision of the oldest code that works with this schema. See storage/README.md, "Changing the schema".
+schema_compatibility: Final = Table(
+    "schema_compatibility",
+    metadata,
+    Column("oldest_revision", Text, nullable=False),
+)

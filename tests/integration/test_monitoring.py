@@ -170,8 +170,8 @@ async def test_a_database_that_hangs_is_told_of_in_time_and_asked_once(
     ("statement", "undo", "reason"),
     [
         (
-            "UPDATE alembic_version SET version_num = '9999'",
-            "UPDATE alembic_version SET version_num = '{}'",
+            "UPDATE alembic_version SET version_num = '9999'; UPDATE schema_compatibility SET oldest_revision = '9998'",
+            "UPDATE alembic_version SET version_num = '{0}'; UPDATE schema_compatibility SET oldest_revision = '{0}'",
             "it was migrated by a newer version; upgrade forkjoin",
         ),
         (

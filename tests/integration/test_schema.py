@@ -1,21 +1,28 @@
 """The schema: migrations make what the tables say, and every other schema is told apart."""
 
+import ast
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
 
 from orchestrator.bootstrap import wait_for_schema
 from orchestrator.errors import SchemaMismatch, WrongUse
+from orchestrator.storage import schema
 from orchestrator.storage.database import Database
-from orchestrator.storage.schema import check_schema, head, migrate
+from orchestrator.storage.migrations import versions
+from orchestrator.storage.schema import check_schema, head, migrate, schema_difference
 from orchestrator.storage.tables import metadata
 from tests.services.postgres import Postgres
+from tests.services.waiting import eventually
 
 
 @pytest.fixture
@@ -54,12 +61,78 @@ async def test_two_migrations_at_once_take_turns(empty: Database, database_url: 
     await check_schema(empty.engine)
 
 
-async def test_a_newer_schema_is_refused_by_checks_and_migrations(database: Database) -> None:
+async def newer(database: Database, oldest_code: str) -> None:
+    """Make the schema one of a newer version."""
     async with database.transaction() as connection:
         await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        await connection.execute("UPDATE schema_compatibility SET oldest_revision = $1", oldest_code)
+
+
+async def test_a_newer_schema_that_says_so_goes_with_this_code_and_is_left_as_it_is(database: Database) -> None:
+    await newer(database, head())
+    with capture_logs() as lines:
+        await check_schema(database.engine)
+    assert [line["action"] for line in lines] == ["schema_newer"]
+    assert await schema_difference(database) is None
+    assert await migrate(database.engine) == ("9999", "9999")
+
+
+async def test_a_newer_schema_that_has_left_this_code_behind_is_refused(database: Database) -> None:
+    await newer(database, "9998")
     for refuse in (check_schema, migrate):
         with pytest.raises(SchemaMismatch, match=f"at 9999, which .* knows up to {head()}.*upgrade forkjoin"):
             await refuse(database.engine)
+    assert "upgrade forkjoin" in (await schema_difference(database) or "")
+
+
+async def test_a_migration_lets_others_through_while_it_waits_for_a_long_transaction(
+    empty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "_LOCK_TIMEOUT", "200ms")
+    async with empty.engine.begin() as connection:
+        await connection.run_sync(up_to, "0002")
+    async with empty.connection() as held, empty.connection() as others:
+        transaction = held.transaction()
+        await transaction.start()
+        await held.execute("LOCK TABLE runs IN ACCESS SHARE MODE")
+        migrating = asyncio.create_task(migrate(empty.engine))
+        waiting = "SELECT 1 FROM pg_locks WHERE relation = 'runs'::regclass AND NOT granted"
+        await eventually(lambda: others.fetchval(waiting))
+        await asyncio.wait_for(others.fetchval("SELECT count(*) FROM runs"), 10)
+        assert not migrating.done()
+        await transaction.rollback()
+        assert await migrating == ("0002", head())
+
+
+def up_to(connection: Connection, revision: str) -> None:
+    config = schema._config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def narrowing(source: str) -> list[str]:
+    """Return the calls in a migration's `upgrade` after which older code would stumble."""
+    [upgrade] = [
+        node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "upgrade"
+    ]
+    calls = [node for node in ast.walk(upgrade) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    names = [call.func.attr for call in calls if isinstance(call.func, ast.Attribute)]
+    return [name for name in names if name.startswith(("drop_table", "drop_column", "rename_", "alter_column"))]
+
+
+MIGRATIONS = sorted(Path(versions.__path__[0]).glob("v*.py"))
+WITH_COMPATIBILITY = [path for path in MIGRATIONS if path.name > "v0010"]
+
+
+@pytest.mark.parametrize("path", WITH_COMPATIBILITY, ids=lambda path: path.name)
+def test_a_migration_that_takes_something_from_older_code_says_which_code_still_works(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert not narrowing(source) or "UPDATE schema_compatibility SET oldest_revision" in source
+
+
+def test_what_takes_something_from_older_code_is_seen() -> None:
+    source = 'def upgrade() -> None:\n    op.add_column("runs", c)\n    op.drop_column("runs", "input")\n'
+    assert narrowing(source) == ["drop_column"]
 
 
 async def test_migrations_and_tables_are_the_same(database: Database) -> None:
@@ -95,10 +168,6 @@ async def test_the_difference_between_tables_and_migrations_would_be_seen(databa
 
 
 async def test_a_downgrade_leaves_no_table_behind(empty: Database) -> None:
-    from alembic import command
-
-    from orchestrator.storage import schema
-
     def downgrade(connection: Connection) -> None:
         config = schema._config()
         config.attributes["connection"] = connection

@@ -12,7 +12,9 @@ import yaml
 from orchestrator.service.census_gauges import census_gauges
 from tests.unit.deploy.metrics import EMPTY, Metric, all_metrics
 
-MONITORING = Path(__file__).resolve().parents[3] / "deploy" / "monitoring"
+ROOT = Path(__file__).resolve().parents[3]
+MONITORING = ROOT / "deploy" / "monitoring"
+PACKAGES = ("agent_worker", "messaging", "orchestrator")
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
 ALERTS = yaml.safe_load((MONITORING / "alerts.yml").read_text(encoding="utf-8"))
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
@@ -135,3 +137,19 @@ async def test_names_are_as_prometheus_wants_them(metrics: dict[str, Metric]) ->
         assert re.fullmatch(r"forkjoin_[a-z_]+[a-z]", metric.name)
         assert not metric.name.endswith(("_total", "_count", "_sum", "_bucket"))
         assert metric.help.endswith(".")
+
+
+def test_the_runbooks_say_of_each_alert_what_it_means() -> None:
+    runbooks = (MONITORING.parent / "RUNBOOKS.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(Forkjoin\w+)` \| .{40,} \|$", runbooks, re.MULTILINE)
+    assert sorted(told) == sorted(rule["alert"] for rule in RULES)
+
+
+async def test_the_runbooks_name_metrics_and_actions_that_exist() -> None:
+    runbooks = (MONITORING.parent / "RUNBOOKS.md").read_text(encoding="utf-8")
+    known = set(await all_metrics())
+    assert set(re.findall(r"`(forkjoin_\w+?)(?:_total)?`", runbooks)) <= known
+    source = "".join(path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    for action in ("schema_newer", "broker_unreachable", "consumer_timed_out", "forged_result"):
+        assert f"`{action}`" in runbooks
+        assert f'action="{action}"' in source
