@@ -45,6 +45,9 @@ class Settings(ServiceSettings):
         description='As JSON, who may report for which agents: {"analysts": ["keywords"]}. Reports that such a user '
         "has not signed are refused. Needs FORKJOIN_AMQP_SIGN, here and at the workers.",
     )
+    management_url: SecretStr | None = Field(
+        None, description="RabbitMQ's management API, http://user:password@host:15672, for `forkjoin doctor`."
+    )
     drain_timeout: Annotated[float, Field(gt=0)] = Field(
         30.0, description="Seconds to finish what is under way after SIGTERM."
     )

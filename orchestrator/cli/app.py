@@ -7,7 +7,7 @@ runs. So `validate`, `submit` and `schema` work where the orchestrator's databas
 import typer
 from rich.markup import escape
 
-from orchestrator.cli import agents, dead_letters, documents, rabbitmq, run, runs, service, submit
+from orchestrator.cli import agents, dead_letters, doctor, documents, rabbitmq, run, runs, service, submit
 from orchestrator.settings import Settings
 
 _HELP = """Run workflows of agents in parallel, on RabbitMQ and Postgres.
@@ -43,6 +43,7 @@ app.command("validate")(documents.validate)
 app.command("schema")(documents.schema)
 app.command("serve")(service.serve)
 app.command("migrate")(service.migrate)
+app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(agents.app, name="agents")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -31,6 +31,7 @@ _REFUSED: Final = ("28", "3D", "42501")  # wrong credentials; no such database; 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 stderr: Final = Console(stderr=True, highlight=False)
+stdout: Final = Console(highlight=False)
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def told(extra: str = "orchestrator") -> Iterator[None]:
         message = f"this command needs {error.name}: pip install 'forkjoin[{extra}]'"
         raise _end(message, WRONG_USE) from None
     except Exception as error:
-        trouble = _database_trouble(error)
+        trouble = database_trouble(error)
         if trouble is None:
             raise
         raise _end(trouble, FAILED) from None
@@ -102,7 +103,7 @@ def harmless(text: str) -> str:
     return escape(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
 
 
-def _database_trouble(error: BaseException) -> str | None:
+def database_trouble(error: BaseException) -> str | None:
     """Say what Postgres has against us, or return None where it is not about Postgres."""
     origin = getattr(error, "orig", None) or error
     sqlstate = getattr(origin, "sqlstate", None) or ""

@@ -14,6 +14,7 @@ COMMANDS = [
     "runs list", "runs show", "runs watch", "runs cancel", "runs retry", "runs prune", "agents list", "agents limit",
     "workflows register", "workflows list", "workflows show",
     "dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters drop", "rabbitmq definitions",
+    "doctor",
 ]  # fmt: skip
 
 
