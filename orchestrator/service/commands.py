@@ -44,6 +44,10 @@ class CommandReader:
             error = ErrorInfo(code=answer.code, message=_why_refused(item.event, answer.code))
             await self._refusals.refuse(item.delivery, item.event.run_id, error)
 
+    async def failed(self, delivery: Delivery, reason: DeadLetterReason) -> None:
+        """Tell the client, where there is one that waits."""
+        await self._refusals.tell_of_bug(delivery, reason)
+
     async def _retry(self, delivery: Delivery) -> RetryRequested:
         try:
             command = decode(RetryRun, delivery.body)

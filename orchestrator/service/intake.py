@@ -73,6 +73,9 @@ class Reader(Protocol):
             Refused: The answer is a refusal, and nobody could be told.
         """
 
+    async def failed(self, delivery: Delivery, reason: DeadLetterReason) -> None:
+        """Tell whoever waits for it that *delivery* becomes a dead letter, for a bug of ours."""
+
 
 class Intake:
     """Consumes one queue."""
@@ -254,6 +257,7 @@ class Intake:
         )
         first_line = str(error).partition("\n")[0]
         reason = DeadLetterReason("internal_error", f"{type(error).__name__}: {first_line[:500]}")
+        await self._reader.failed(delivery, reason)
         await self._dead_letter(consumer, delivery, reason)
 
     async def _dead_letter(self, consumer: Consumer, delivery: Delivery, reason: DeadLetterReason) -> None:

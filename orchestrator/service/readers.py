@@ -43,6 +43,9 @@ class ResultReader:
         if answer.code == codes.FORGED_RESULT:
             raise refused(item.delivery, "its sender does not serve the agent of the attempt")
 
+    async def failed(self, delivery: Delivery, reason: DeadLetterReason) -> None:
+        """Nobody waits for an answer to a report."""
+
 
 def _child_ended(delivery: Delivery) -> ChildEnded:
     try:

@@ -40,6 +40,11 @@ class Refusals:
         if not await self.tell(delivery, run_id, error):
             raise Refused(DeadLetterReason(error.code, error.message))
 
+    async def tell_of_bug(self, delivery: Delivery, reason: DeadLetterReason) -> None:
+        """Tell the client that its request met a bug of ours; it would wait for its result for ever."""
+        message = f"{reason.message} (a bug in the orchestrator; the request is kept among the dead letters)"
+        await self.tell(delivery, None, ErrorInfo(code=reason.code, message=message))
+
     async def tell(self, delivery: Delivery, run_id: UUID | None, error: ErrorInfo) -> bool:
         """Send the refusal to the client; return whether it was told."""
         if not delivery.reply_to:

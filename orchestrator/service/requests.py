@@ -73,6 +73,10 @@ class RequestReader:
             message = "there is a run with this run_id and another body: choose another id, or repeat the same request"
             await self._refusals.refuse(item.delivery, item.event.run_id, ErrorInfo(code=answer.code, message=message))
 
+    async def failed(self, delivery: Delivery, reason: DeadLetterReason) -> None:
+        """Tell the client, where there is one that waits."""
+        await self._refusals.tell_of_bug(delivery, reason)
+
     async def _definition(self, request: RunRequest, *, large: bool) -> tuple[str, str, str]:
         if request.workflow is None:
             assert request.workflow_id is not None, "the contract asks for one of the two"

@@ -100,13 +100,13 @@ async def test_a_request_that_cannot_be_read_for_a_bug_of_ours_is_dead_lettered_
         return await read(self, delivery)
 
     monkeypatch.setattr(RequestReader, "read", picky)
-    good = uuid4()
-    requests = [RunRequest(workflow=HELLO, input="poison"), RunRequest(run_id=good, workflow=HELLO)]
-    await system.broker.publish(
-        [OutgoingMessage("", RUNS, "RunRequest", str(uuid4()), encode(request)) for request in requests]
-    )
+    good = await system.submit(HELLO)
+    result = await system.run(HELLO, "poison")  # whoever waits is told
     (letter,) = await system.dead_letters(1)
     assert letter["code"] == "internal_error"
+    assert result.status is ResultStatus.REJECTED
+    assert result.error is not None
+    assert (result.error.code, "kept among the dead letters" in result.error.message) == ("internal_error", True)
     assert await system.ended(good) == "COMPLETED"
 
 
