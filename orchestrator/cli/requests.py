@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from orchestrator.cli.terminal import read_input
 from orchestrator.errors import WrongUse
+from schemas.display import quoted
 from schemas.messages import RunRequest
 from schemas.shapes import shape_problems
 
@@ -41,7 +42,14 @@ def read_labels(pairs: Sequence[str] | None) -> dict[str, str]:
         key, separator, value = pair.partition("=")
         if not (key and separator):
             raise WrongUse(f'--label {pair}: write KEY=VALUE, for example "team=search"')
+        if not _is_text(pair):
+            raise WrongUse(f"--label {quoted(pair)}: a label is UTF-8, without NUL")
         # Of two values the last would win, and nobody would hear of the other.
         if labels.setdefault(key, value) != value:
             raise WrongUse(f"--label {pair}: {key} is {labels[key]} already; a label has one value")
     return labels
+
+
+def _is_text(text: str) -> bool:
+    """Whether Postgres and JSON can hold it: what is no UTF-8 reaches us as lone surrogates."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

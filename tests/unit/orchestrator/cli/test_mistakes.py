@@ -71,6 +71,7 @@ def forkjoin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forkjo
         ("submit nope.json --version 1.0", "forkjoin: --version chooses among registered workflows, with --workflow;"),
         (f"submit --workflow {'x' * 201}", "will not do: a name has 1 to 200 characters"),
         ("run good.json --label team", 'forkjoin: --label team: write KEY=VALUE, for example "team='),
+        ("runs list --label team=\udcff", "a label is UTF-8, without NUL"),
         ("runs list --label =search", 'forkjoin: --label =search: write KEY=VALUE, for example "team='),
         ("schema Workflo", 'forkjoin: there is no schema "Workflo"; there are: Workflow, '),
         ("migrate", "forkjoin: set FORKJOIN_DATABASE_URL, for example postgresql://"),
