@@ -13,7 +13,7 @@ is. Only the values of an object are templates, its keys are not.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from schemas.codec import dump_json
@@ -208,9 +208,9 @@ def _all_same(values: Iterable[Any], nodes: Iterable[_Node]) -> bool:
 
 
 def read_reference(text: str, start: int, at: Place) -> tuple[Reference | Problem, int]:
-    """Return the reference that *text* has at *start*, or what is wrong with it, and where it ends.
+    """Return the reference that an expression has at *start*, or what is wrong with it, and where it ends.
 
-    One that is not closed ends behind its `${`.
+    One that is not closed ends behind its `${`. There is no way to write `${` otherwise there, and no hint at one.
 
     Args:
         text: Any text with `${` at *start*.
@@ -219,7 +219,10 @@ def read_reference(text: str, start: int, at: Place) -> tuple[Reference | Proble
     """
     opening = _OPENING.match(text, start)
     assert opening is not None
-    return _reference_at(opening, at), opening.end()
+    found = _reference_at(opening, at)
+    if isinstance(found, Problem):
+        found = replace(found, message=found.message.removesuffix(f"; {_LITERAL_HINT}"))
+    return found, opening.end()
 
 
 def _reference_at(opening: re.Match[str], place: Place) -> Reference | Problem:

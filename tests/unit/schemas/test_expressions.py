@@ -486,3 +486,10 @@ def test_a_chain_is_as_long_as_the_text_may_be(word: str, last: str, value: bool
 
     assert holds(f" {word} ".join([link] * count + [f"{last}==1"])) is value
     assert holds(f"{'true' if word == 'or' else 'false'} {word} " + f" {word} ".join(["1"] * 1000)) is value
+
+
+@pytest.mark.parametrize("text", ["${s.outptu} == 1", "${s.output == 1", "${} == 1"])
+def test_a_broken_reference_is_not_said_to_be_a_literal_that_expressions_do_not_have(text: str) -> None:
+    problems = read_expression(text, ("steps", "c")).problems
+    assert [problem.code for problem in problems] == ["malformed_reference"]
+    assert "$${" not in problems[0].message
