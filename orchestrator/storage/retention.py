@@ -32,8 +32,11 @@ _DELETE_ROWS: Final = """
     ))
 """
 _TABLES: Final = ("step_executions", "loop_items")
+# A run whose rows somebody else is deleting has some left; they would go with it, however many they are.
 _DELETE_RUNS: Final = """
     DELETE FROM runs WHERE id = ANY(ARRAY(SELECT id FROM runs WHERE id = ANY($1::uuid[]) FOR UPDATE SKIP LOCKED))
+        AND NOT EXISTS (SELECT FROM step_executions WHERE run_id = runs.id)
+        AND NOT EXISTS (SELECT FROM loop_items WHERE run_id = runs.id)
     RETURNING id
 """
 

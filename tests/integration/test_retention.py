@@ -1,5 +1,6 @@
 """Runs that ended long ago are forgotten with all that belongs to them, and no others."""
 
+import asyncio
 from datetime import timedelta
 from uuid import UUID
 
@@ -79,6 +80,15 @@ async def test_a_run_that_somebody_keeps_locked_is_left_and_the_others_go(databa
         await connection.execute("SELECT 1 FROM runs WHERE id = $1 FOR UPDATE", locked)
         assert sum(await forget(database)) == 1
     assert (await left(database))["runs"] == {locked}
+    assert sum(await forget(database)) == 1
+
+
+async def test_a_run_with_rows_that_somebody_else_is_at_is_left_with_them(database: Database) -> None:
+    shared, _ = await ended(database, 50), await ended(database, 40)
+    async with database.transaction() as connection:
+        await connection.execute("SELECT 1 FROM step_executions WHERE run_id = $1 AND step_id = 'a' FOR UPDATE", shared)
+        assert await asyncio.wait_for(forget(database), 30) == [1]
+    assert (await left(database))["runs"] == {shared}
     assert sum(await forget(database)) == 1
 
 
