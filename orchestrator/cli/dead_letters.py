@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from orchestrator.cli.databases import any_database, named_database
+from orchestrator.cli.retention import read_age
 from orchestrator.cli.terminal import WRONG_USE, print_json, quiet_settings, told
 from orchestrator.errors import WrongUse
 from orchestrator.settings import Settings
@@ -33,6 +34,9 @@ Numbers = Annotated[
 All = Annotated[bool, typer.Option("--all", metavar="", help="All that are there now and match.")]
 Queue = Annotated[str | None, typer.Option(metavar="NAME", help="Only those that came from this queue.")]
 Reason = Annotated[str | None, typer.Option(metavar="CODE", help="Only those with this reason.")]
+Age = Annotated[
+    str | None, typer.Option("--older-than", metavar="AGE", help="Only those kept for longer: 90m, 12h, 30d or 8w.")
+]
 Yes = Annotated[bool, typer.Option("--yes", metavar="", help="Do not ask, with --all.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Write JSON to stdout, for programs.")]
 
@@ -98,6 +102,7 @@ def drop(
     everything: All = False,
     queue: Queue = None,
     reason: Reason = None,
+    older_than: Age = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -105,7 +110,9 @@ def drop(
     with told():
         from orchestrator.storage import dead_letters
 
-        chosen = _Choice(numbers, everything, dead_letters.Selection(queue, reason), yes=yes)
+        age = None if older_than is None else read_age(older_than)
+        selection = dead_letters.Selection(queue, reason, age)
+        chosen = _Choice(numbers, everything, selection, yes=yes)
         _take("dropped", chosen, dead_letters.drop, any_database, as_json=as_json)
 
 
@@ -119,8 +126,8 @@ class _Choice:
         self.yes = yes
         if bool(self.numbers) == everything:
             raise WrongUse("name dead letters by their ids, or say --all; `forkjoin dead-letters list` shows the ids")
-        if self.numbers and (selection.queue is not None or selection.code is not None):
-            raise WrongUse("--queue and --reason choose among --all; with ids leave them out")
+        if self.numbers and selection != type(selection)():
+            raise WrongUse("--queue, --reason and --older-than choose among --all; with ids leave them out")
         if everything and not yes and not sys.stdin.isatty():
             raise WrongUse("--all without a terminal to ask on: add --yes")
 

@@ -7,7 +7,7 @@ replay the same one only the first finds it, and from there on the message is se
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -37,11 +37,12 @@ _STORE: Final = f"""
     FROM unnest({_ARRAYS}, ${len(_TYPES) + 1}::boolean[]) AS n({_COLUMNS}, is_new)
     ON CONFLICT (key) DO NOTHING
 """  # noqa: S608
-_MATCHES: Final = "($1::text IS NULL OR queue = $1) AND ($2::text IS NULL OR code = $2)"
+_MATCHES: Final = """($1::text IS NULL OR queue = $1) AND ($2::text IS NULL OR code = $2)
+        AND ($3::interval IS NULL OR received_at < now() - $3::interval)"""
 _LIST: Final = f"""
     SELECT id, received_at, dead_lettered_at, queue, code, message, type, message_id, run_id, step_id,
         length(body) AS size
-    FROM dead_letters WHERE {_MATCHES} ORDER BY id DESC LIMIT $3
+    FROM dead_letters WHERE {_MATCHES} ORDER BY id DESC LIMIT $4
 """  # noqa: S608
 _COUNT: Final = f"""
     SELECT count(*) AS number, count(queue) AS addressed, COALESCE(max(id), 0) AS newest
@@ -50,7 +51,7 @@ _COUNT: Final = f"""
 _GET: Final = "SELECT *, length(body) AS size FROM dead_letters WHERE id = $1"
 # Locked in one order, so that two operators never wait for each other.
 _CHOSEN: Final = "SELECT id FROM dead_letters WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE"
-_PAGE: Final = f"SELECT id FROM dead_letters WHERE {_MATCHES} AND id <= $3 AND id > $4 ORDER BY id LIMIT $5"  # noqa: S608
+_PAGE: Final = f"SELECT id FROM dead_letters WHERE {_MATCHES} AND id <= $4 AND id > $5 ORDER BY id LIMIT $6"  # noqa: S608
 _DROP: Final = f"DELETE FROM dead_letters WHERE id IN ({_CHOSEN}) RETURNING id"  # noqa: S608
 _REPLAY: Final = f"""
     WITH gone AS (
@@ -139,6 +140,7 @@ class Selection:
 
     queue: str | None = None
     code: str | None = None
+    older_than: timedelta | None = None  # since they were stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +171,14 @@ async def store(database: Database, letters: Sequence[NewDeadLetter]) -> None:
 async def list_dead_letters(database: Database, selection: Selection, limit: int) -> Sequence[DeadLetterSummary]:
     """Return the newest of a selection."""
     async with database.connection() as connection:
-        rows = await connection.fetch(_LIST, selection.queue, selection.code, limit)
+        rows = await connection.fetch(_LIST, *astuple(selection), limit)
     return [_summary(row) for row in rows]
 
 
 async def measure(database: Database, selection: Selection) -> Extent:
     """Return how large a selection is now."""
     async with database.connection() as connection:
-        [row] = await connection.fetch(_COUNT, selection.queue, selection.code)
+        [row] = await connection.fetch(_COUNT, *astuple(selection))
     return Extent(*row)
 
 
@@ -223,7 +225,7 @@ async def page(database: Database, selection: Selection, extent: Extent, after: 
     Those that came after *extent* was measured are left out: a replay that fails again would else go round for ever.
     """
     async with database.connection() as connection:
-        rows = await connection.fetch(_PAGE, selection.queue, selection.code, extent.newest, after, PAGE)
+        rows = await connection.fetch(_PAGE, *astuple(selection), extent.newest, after, PAGE)
     return [row["id"] for row in rows]
 
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -130,6 +130,10 @@ async def test_a_request_that_met_a_bug_has_its_effect_once_when_it_is_replayed(
         assert (letter["queue"], letter["type"], letter["message_id"]) == (RUNS, "RunRequest", "request-1")
         assert (letter["run_id"], letter["body"]) == (run_id, request)
         assert await system.status(run_id) is None
+        [refusal] = await received(replies)  # whoever waits must not wait for ever
+        await replies.ack([refusal])
+        refused = decode(RunResult, refusal.body)
+        assert (refused.status, refusal.correlation_id) == (ResultStatus.REJECTED, "mine")
 
         monkeypatch.setattr(Batch, "run", decided)
         assert await replay(system.database, [letter["id"]]) == {letter["id"]}
@@ -232,6 +236,9 @@ async def test_replaying_all_leaves_those_alone_that_come_meanwhile(system: Syst
     assert (extent.number, extent.addressed) == (3, 3)
     assert list(await page(system.database, Selection(), extent, 0)) == ids[:3]
     assert list(await page(system.database, Selection(), extent, ids[1])) == ids[2:3]
+    await system.fetch("UPDATE dead_letters SET received_at = now() - interval '2 hours' WHERE id = $1", ids[0])
+    old = Selection(older_than=timedelta(hours=1))
+    assert list(await page(system.database, old, await measure(system.database, old), 0)) == ids[:1]
     for other in (Selection(queue="other"), Selection(code="other")):
         assert (await measure(system.database, other)).number == 0
         assert await page(system.database, other, extent, 0) == []

@@ -91,7 +91,7 @@ def forkjoin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forkjo
         ("dead-letters replay 1", "forkjoin: set FORKJOIN_DATABASE_URL"),
         ("dead-letters replay", "forkjoin: name dead letters by their ids, or say --all"),
         ("dead-letters drop 1 --all", "forkjoin: name dead letters by their ids, or say --all"),
-        ("dead-letters drop 1 --reason x", "forkjoin: --queue and --reason choose among --all"),
+        ("dead-letters drop 1 --reason x", "forkjoin: --queue, --reason and --older-than choose among --all"),
         ("dead-letters replay --all", "forkjoin: --all without a terminal to ask on: add --yes"),
         ("rabbitmq definitions --worker w", "--worker w: say which agents it serves, as in --worker w=research"),
         ("rabbitmq definitions --worker w=a*", "forkjoin: --worker w=a*: an agent name has 1 to 100 letters"),
