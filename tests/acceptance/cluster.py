@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# What makes a schema that of a newer version, which has left this one behind.
+NEWER_SCHEMA = """
+    UPDATE alembic_version SET version_num = '9999';
+    UPDATE schema_compatibility SET oldest_revision = '9998'
+"""
 PATIENCE = 120.0  # it only ends what hangs: a slow and busy machine takes seconds for each process
 
 

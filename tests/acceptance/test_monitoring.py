@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from tests.acceptance.alone import block_of, nap
-from tests.acceptance.cluster import PATIENCE, ROOT, Cluster, Service, wait_until
+from tests.acceptance.cluster import NEWER_SCHEMA, PATIENCE, ROOT, Cluster, Service, wait_until
 from tests.acceptance.test_services import forwarding
 from tests.services.http import Answer, ask
 from tests.services.processes import free_ports
@@ -108,7 +108,7 @@ def test_services_say_what_they_wait_for_and_what_they_have_lost(cluster: Cluste
 def test_a_schema_that_a_newer_version_has_migrated_makes_a_running_replica_unready(cluster: Cluster) -> None:
     port = port_of(cluster.launch("orchestrator", "serve", **ANY_PORT))
     becomes(port, 200, "ok")
-    asyncio.run(execute(cluster.database_url, "UPDATE alembic_version SET version_num = '9999'"))
+    asyncio.run(execute(cluster.database_url, NEWER_SCHEMA))
     becomes(port, 503, "degraded", "schema")
     [trouble] = ask(port, "/readyz").json["troubles"]
     assert "at 9999, which this version of forkjoin does not know" in trouble["reason"]
@@ -201,7 +201,7 @@ def test_the_health_command_of_the_images_ends_with_0_while_all_is_well(cluster:
 def test_the_health_command_ends_with_1_and_says_what_is_wrong(cluster: Cluster) -> None:
     port = port_of(cluster.launch("orchestrator", "serve", **ANY_PORT))
     becomes(port, 200, "ok")
-    asyncio.run(execute(cluster.database_url, "UPDATE alembic_version SET version_num = '9999'"))
+    asyncio.run(execute(cluster.database_url, NEWER_SCHEMA))
     becomes(port, 503, "degraded", "schema")
     degraded = probe("/readyz", FORKJOIN_HTTP_PORT=str(port))
     alive = probe("/livez", FORKJOIN_HTTP_PORT=str(port))

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from tests.acceptance.alone import LONG_SECONDS, block_of, nap
-from tests.acceptance.cluster import PATIENCE, Cluster, Service, wait_until
+from tests.acceptance.cluster import NEWER_SCHEMA, PATIENCE, Cluster, Service, wait_until
 from tests.acceptance.journal import read_journal
 from tests.contract.proxy import Proxy
 from tests.services.processes import free_ports
@@ -36,7 +36,7 @@ def test_an_orchestrator_refuses_a_database_without_a_schema(bare: Cluster) -> N
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])
 def test_a_schema_of_a_newer_version_is_left_alone(cluster: Cluster, command: str) -> None:
-    asyncio.run(execute(cluster.database_url, "UPDATE alembic_version SET version_num = '9999'"))
+    asyncio.run(execute(cluster.database_url, NEWER_SCHEMA))
 
     told = refusal(cluster.launch("orchestrator", command))
 

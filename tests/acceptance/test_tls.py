@@ -174,15 +174,20 @@ async def test_a_database_that_wants_a_certificate_refuses_us_without_one(server
 async def without_tls() -> AsyncIterator[int]:
     """Yield the port of a server that answers the question for TLS as Postgres does where it has none."""
 
+    over = asyncio.Event()
+
     async def decline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)  # SSLRequest
         writer.write(b"N")
         await reader.read()
         writer.close()
+        await writer.wait_closed()
+        over.set()
 
     server = await asyncio.start_server(decline, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
+        await asyncio.wait_for(over.wait(), 30)
     finally:
         server.close()
 
