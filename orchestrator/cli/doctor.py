@@ -30,7 +30,7 @@ def doctor(
 
     It changes nothing, and ends with 1 where there is a problem. With RabbitMQ's management API it sees policies,
     alarms, queue arguments and permissions too. The user, that of FORKJOIN_AMQP_URL unless the URL names one, needs the
-    tag monitoring for it.
+    tag monitoring for it, and to see permissions the tag administrator.
     """
     with told():
         settings = quiet_settings()
@@ -75,7 +75,7 @@ async def _examine(settings: Settings, management_url: str | None) -> list[Findi
         findings += [ok("database", "Postgres is reached"), *examine_database(facts, settings.database_pool_size)]
     finally:
         await database.close()
-    longest = 0.0 if facts is None or facts.content is None else facts.content.longest_timeout
+    longest = None if facts is None or facts.content is None else facts.content.longest_timeout
     return [*findings, *await _look_at_broker(settings, management_url, agents, longest)]
 
 

@@ -1,5 +1,6 @@
 """What RabbitMQ tells: by AMQP little, by its management API most."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +11,14 @@ from messaging.port import Broker, Queue, QueueDepth, QueueMissing
 from messaging.rabbitmq.declaration import queue_arguments
 from messaging.topology import DEAD_LETTERS_EXCHANGE, QUEUES, agent_queue
 from orchestrator.doctor.findings import Finding, ok, problem, unknown, warning
-from orchestrator.doctor.management import Management
+from orchestrator.doctor.management import Management, ManagementRefused, ManagementUnavailable
 
 OLDEST: Final = (3, 10)
 DEFAULT_CONSUMER_TIMEOUT: Final = 1_800.0  # seconds
 _SMALLEST_MAXIMUM: Final = {3: 128 * 1024 * 1024, 4: 16 * 1024 * 1024}  # of a message, by major version
 _WORK: Final = re.compile(r"agent\.|orchestrator\.(runs|results|commands)$")
+_NO_QUEUES: Final = "there are no queues yet"
+_MAKE_QUEUES: Final = "start an orchestrator, or import definitions, and ask again"
 _BY_HAND: Final = "give --management-url, or ask on the server: "
 
 # Names that an orchestrator configures, writes to and reads from.
@@ -33,7 +36,7 @@ class Managed:
     version: str
     nodes: Sequence[Mapping[str, Any]]
     queues: Mapping[str, Mapping[str, Any]]
-    permissions: Mapping[str, str] | None  # of our user; None: none in this vhost
+    permissions: Mapping[str, str] | None  # of our user, empty where it has none; None: we are not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +57,22 @@ async def ask_broker(broker: Broker, agents: Iterable[str], managed: Managed | N
 
 def ask_management(management: Management, vhost: str, user: str) -> Managed:
     """Ask the management API. Raises ManagementUnavailable."""
-    own = [entry for entry in management.get("users", user, "permissions") if entry["vhost"] == vhost]
+    overview = management.get("overview")
+    if not isinstance(overview, dict) or "rabbitmq_version" not in overview:
+        raise ManagementUnavailable(f"what answers at {management.base} is not RabbitMQ's management API")
     return Managed(
-        version=str(management.get("overview")["rabbitmq_version"]),
+        version=str(overview["rabbitmq_version"]),
         nodes=management.get("nodes"),
         queues={queue["name"]: queue for queue in management.get("queues", vhost)},
-        permissions=own[0] if own else None,
+        permissions=_ask_permissions(management, vhost, user),
     )
 
 
 def examine_broker(facts: BrokerFacts, longest_timeout: float | None, max_message_bytes: int) -> Iterator[Finding]:
-    """Yield what the facts mean."""
+    """Yield what the facts mean.
+
+    *longest_timeout* is in seconds, of all agents: infinite where some have no limit, None where it is not known.
+    """
     yield _own_queues(facts)
     yield from _agent_queues(facts)
     if facts.managed is None:
@@ -81,6 +89,14 @@ def examine_broker(facts: BrokerFacts, longest_timeout: float | None, max_messag
     yield from _delivery_limits(managed)
     yield _permissions(managed.permissions)
     yield _consumer_timeout(managed, longest_timeout)
+
+
+def _ask_permissions(management: Management, vhost: str, user: str) -> Mapping[str, str] | None:
+    try:
+        entries = management.get("users", user, "permissions")
+    except ManagementRefused:
+        return None  # RabbitMQ tells administrators only
+    return next((entry for entry in entries if entry["vhost"] == vhost), {})
 
 
 async def _depth(broker: Broker, name: str) -> QueueDepth | None:
@@ -151,12 +167,12 @@ def _alarms(nodes: Sequence[Mapping[str, Any]]) -> Finding:
 
 def _arguments(facts: BrokerFacts) -> Iterator[Finding]:
     assert facts.managed is not None
-    wrong = []
-    for queue in (*QUEUES, *map(agent_queue, facts.agents)):
-        found = facts.managed.queues.get(queue.name)
-        if found is not None and (difference := _difference(queue, found)) is not None:
-            wrong.append(f"{queue.name} {difference}")
-    if wrong:
+    expected = [queue for queue in (*QUEUES, *map(agent_queue, facts.agents)) if queue.name in facts.managed.queues]
+    differences = {queue.name: _difference(queue, facts.managed.queues[queue.name]) for queue in expected}
+    wrong = [f"{name} {difference}" for name, difference in differences.items() if difference is not None]
+    if not expected:
+        yield unknown("queue_arguments", _NO_QUEUES, _MAKE_QUEUES)
+    elif wrong:
         yield problem(
             "queue_arguments", "; ".join(wrong), "delete the queue when it is empty: who needs it declares it anew"
         )
@@ -173,14 +189,12 @@ def _difference(queue: Queue, found: Mapping[str, Any]) -> str | None:
 
 
 def _delivery_limits(managed: Managed) -> Iterator[Finding]:
-    work = [
-        queue
-        for name, queue in managed.queues.items()
-        if re.match(r"agent\.|orchestrator\.(runs|results|commands)$", name)
-    ]
+    work = [queue for name, queue in managed.queues.items() if _WORK.match(name)]
     drops = sorted(str(queue["name"]) for queue in work if _drops(queue, managed.version))
     advice = "import the policies of `forkjoin rabbitmq definitions`"
-    if drops:
+    if not work:
+        yield unknown("delivery_limits", _NO_QUEUES, _MAKE_QUEUES)
+    elif drops:
         seen = f"messages that come back often are dropped for good, at {', '.join(drops)}"
         yield problem("delivery_limits", seen, advice)
     elif any(_policy(queue).get("delivery-limit") is None for queue in work):
@@ -204,6 +218,9 @@ def _policy(queue: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _permissions(permissions: Mapping[str, str] | None) -> Finding:
     if permissions is None:
+        advice = f"{_BY_HAND}`rabbitmqctl list_user_permissions USER`; the API tells users with the tag administrator"
+        return unknown("permissions", "RabbitMQ does not tell us what our user may do", advice)
+    if not permissions:
         return problem("permissions", "our user has no rights in this vhost", "import `forkjoin rabbitmq definitions`")
     lacking = [
         f"{right} {name}"
@@ -219,15 +236,18 @@ def _permissions(permissions: Mapping[str, str] | None) -> Finding:
 
 
 def _consumer_timeout(managed: Managed | None, longest: float | None) -> Finding:
+    if longest is None:
+        seen = "it is not known how long agents may take"
+        return unknown("consumer_timeout", seen, "ask again when Postgres is reached and has a workflow")
     timeouts = [] if managed is None else [_policy(queue).get("consumer-timeout") for queue in managed.queues.values()]
     known = [int(timeout) / 1000 for timeout in timeouts if timeout is not None]
-    agents = "some agents have no time limit" if longest is None else f"agents take up to {longest:g} s"
+    agents = "some agents have no time limit" if longest == math.inf else f"agents take up to {longest:g} s"
     advice = (
         "set consumer_timeout in rabbitmq.conf (milliseconds) above the longest agent; give each step timeout_seconds"
     )
-    if known and (longest is None or min(known) <= longest):
+    if known and min(known) <= longest:
         return problem("consumer_timeout", f"{agents}, and RabbitMQ takes tasks back after {min(known):g} s", advice)
-    if known or (longest is not None and longest < DEFAULT_CONSUMER_TIMEOUT):
+    if known or longest < DEFAULT_CONSUMER_TIMEOUT:
         return ok("consumer_timeout", f"{agents}, less than RabbitMQ waits")
     by_hand = "`rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'`"
     return unknown(

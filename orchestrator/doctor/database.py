@@ -1,14 +1,19 @@
 """What Postgres tells: its settings, its clock, and what lies in our tables."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from orchestrator.doctor.findings import Finding, ok, problem, warning
+from orchestrator.engine.compilation import compile_plan
+from orchestrator.engine.plan import AgentPlan
 from orchestrator.storage.database import Connection, Database
 from orchestrator.storage.rows import to_value
 from orchestrator.storage.schema import head, schema_difference
+from schemas.errors import WorkflowInvalid
+from schemas.validation import parse_workflow
 
 OLDEST_TESTED: Final = 170_000  # as Postgres counts versions
 CLOCKS_APART: Final = timedelta(seconds=2)
@@ -33,7 +38,7 @@ class Content:
     oldest_unsent: timedelta | None  # for so long the oldest message that is due has been
     dead_letters: int
     open_runs: int
-    longest_timeout: float | None  # seconds, of all agent steps; None: there are some without a limit
+    longest_timeout: float | None  # seconds, of all agent steps; infinite: some have no limit; None: there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +145,17 @@ async def _content(connection: Connection) -> Content:
 
 
 async def _longest_timeout(connection: Connection) -> float | None:
-    longest = 0.0
-    for row in await connection.fetch(_DEFINITIONS, DEFINITIONS):
-        for seconds in _timeouts(to_value(row["document"])):
-            if seconds is None:
-                return None
-            longest = max(longest, seconds)
-    return longest
+    rows = await connection.fetch(_DEFINITIONS, DEFINITIONS)
+    return max((seconds for row in rows for seconds in _timeouts(to_value(row["document"]))), default=None)
 
 
-def _timeouts(document: Mapping[str, Any]) -> Iterator[float | None]:
-    """Yield how long each agent step may take; a default of the block around it counts too."""
-    steps = document["steps"].values()
-    default = max((step.get("timeout_seconds") or 0.0 for step in steps if "agent_name" not in step), default=0.0)
-    for step in steps:
-        if "agent_name" in step:
-            yield step.get("timeout_seconds") or default or None
+def _timeouts(document: Mapping[str, Any]) -> Iterator[float]:
+    """Yield how long an attempt of each agent step may take, as the engine has it; infinite without a limit."""
+    try:
+        plan = compile_plan(parse_workflow(document))
+    except WorkflowInvalid:  # a newer version took it: we cannot tell its limits
+        yield math.inf
+        return
+    for step in plan.steps.values():
+        if isinstance(step, AgentPlan):
+            yield math.inf if step.limits.attempt is None else step.limits.attempt

@@ -15,7 +15,11 @@ _TIMEOUT: Final = 10.0  # seconds
 
 
 class ManagementUnavailable(OrchestratorError):
-    """The management API cannot be reached, or refused us."""
+    """The management API cannot be reached, or is none."""
+
+
+class ManagementRefused(ManagementUnavailable):
+    """The management API does not tell this user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Management:
         return cls(base, unquote(parts.username or user), unquote(parts.password or password))
 
     def get(self, *path: str) -> Any:
-        """Return what is at `/api` and these parts. Raises ManagementUnavailable."""
+        """Return what is at `/api` and these parts. Raises ManagementRefused, ManagementUnavailable."""
         where = "/".join(quote(part, safe="") for part in path)
         credentials = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         request = urllib.request.Request(  # noqa: S310 - `at` has seen to the scheme
@@ -58,14 +62,13 @@ class Management:
                 return json.load(response)
         except urllib.error.HTTPError as refusal:
             with refusal:
-                raise ManagementUnavailable(_refusal(self, refusal.code)) from None
+                raise _refusal(self, refusal.code) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ManagementUnavailable(f"the management API at {self.base} cannot be reached: {error}") from None
 
 
-def _refusal(management: Management, status: int) -> str:
+def _refusal(management: Management, status: int) -> ManagementUnavailable:
     if status in {401, 403}:
-        return (
-            f"the management API at {management.base} refuses the user {management.user}: it needs the tag monitoring"
-        )
-    return f"the management API at {management.base} answers {status}"
+        refused = f"the management API at {management.base} refuses the user {management.user}"
+        return ManagementRefused(f"{refused}: it needs its password, the tag monitoring, and rights in the vhost")
+    return ManagementUnavailable(f"the management API at {management.base} answers {status}")

@@ -1,6 +1,9 @@
 """`forkjoin doctor` on real servers."""
 
+import http.server
 import json
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -71,6 +74,55 @@ def test_servers_that_are_not_there_are_findings_too(cluster: Cluster) -> None:
         ["database", "management", "broker"], "problem"
     )
     assert "hush" not in str(found)
+
+
+def test_how_long_agents_take_is_unknown_without_a_database(cluster: Cluster) -> None:
+    _, found = examined(cluster, FORKJOIN_DATABASE_URL="postgresql://nobody:hush@127.0.0.1:1/nothing")
+    assert (found["broker"]["level"], found["consumer_timeout"]["level"]) == ("ok", "unknown")
+
+
+def test_with_the_tag_monitoring_all_but_permissions_is_seen(
+    cluster: Cluster, rabbitmq: RabbitMQ, management_url: str
+) -> None:
+    assert rabbitmq.management is not None
+    vhost = cluster.amqp_url.rpartition("/")[2]
+    rabbitmq.management.call("PUT", "/users/watcher-of-doctor", {"password": "word", "tags": "monitoring"})
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    rabbitmq.management.call("PUT", f"/permissions/{vhost}/watcher-of-doctor", everything)
+    watcher = f"amqp://watcher-of-doctor:word@{cluster.amqp_url.partition('@')[2]}"
+    try:
+        _, found = examined(cluster, "--management-url", rabbitmq.management.base, FORKJOIN_AMQP_URL=watcher)
+    finally:
+        rabbitmq.management.call("DELETE", "/users/watcher-of-doctor")
+    assert "management" not in found
+    assert (found["broker_version"]["level"], found["alarms"]["level"]) == ("ok", "ok")
+    assert found["permissions"]["level"] == "unknown"
+
+
+class _Other(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def other_service() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_management_url_of_another_service_is_a_finding(cluster: Cluster, other_service: str) -> None:
+    code, found = examined(cluster, "--management-url", other_service)
+    assert (code, found["management"]["level"]) == (1, "problem")
+    assert "is not RabbitMQ's management API" in found["management"]["seen"]
+    assert found["broker"]["level"] == "ok"
 
 
 def test_a_user_without_the_rights_is_told(cluster: Cluster, rabbitmq: RabbitMQ, management_url: str) -> None:

@@ -168,7 +168,7 @@ STEP_CODES = {
 RUN_CODES = {codes.STEP_FAILED, codes.CANCELLED, codes.RUN_TIMEOUT}
 REJECTIONS = {
     "malformed_message", "unsupported_version", "invalid_workflow", "unknown_workflow", codes.RUN_ID_CONFLICT,
-    codes.UNKNOWN_RUN, codes.RUN_GOES_ON, codes.RUN_COMPLETED, codes.NOT_AWAITED,
+    codes.UNKNOWN_RUN, codes.RUN_GOES_ON, codes.RUN_COMPLETED, codes.NOT_AWAITED, "internal_error",
 }  # fmt: skip
 
 

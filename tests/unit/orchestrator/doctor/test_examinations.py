@@ -1,5 +1,6 @@
 """What facts about a deployment mean. Where they come from is tested on real servers."""
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -58,16 +59,25 @@ def test_what_is_wrong_with_a_database_is_told_alone(changed: dict[str, Any], co
     assert {other for name, other in found.items() if name != code} == {OK}
 
 
+BLOCK = {"type": "parallel", "timeout_seconds": 9, "parallel_steps": ["in"]}
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        ({"a": {"agent_name": "x", "timeout_seconds": 5}, "b": {"agent_name": "x"}}, [5, None]),
-        ({"p": {"type": "parallel", "timeout_seconds": 9}, "b": {"agent_name": "x"}}, [9]),
-        ({"c": {"type": "conditional"}}, []),
+        ({"a": {"agent_name": "x", "timeout_seconds": 5, "next_step": "b"}, "b": {"agent_name": "x"}}, [5, math.inf]),
+        (
+            {"a": {**BLOCK, "next_step": "after"}, "in": {"agent_name": "x"}, "after": {"agent_name": "x"}},
+            [9, math.inf],
+        ),
+        ({"a": BLOCK, "in": {"agent_name": "x", "timeout_seconds": 3}}, [3]),
+        ({"a": {"type": "sub_workflow", "workflow_id": "other", "input_mapping": {}}}, []),
+        ({"a": {"type": "of a newer version"}}, [math.inf]),
     ],
 )
 def test_the_time_that_agents_may_take_is_read_off_documents(steps: dict[str, Any], expected: list[float]) -> None:
-    assert list(_timeouts({"steps": steps})) == expected
+    document = {"name": "w", "start_step": "a", "steps": steps}
+    assert list(_timeouts(document)) == expected
 
 
 POLICY = {"delivery-limit": 100, "dead-letter-exchange": "orchestrator.dead-letters"}
@@ -120,7 +130,8 @@ def test_a_good_broker_is_all_right() -> None:
         (with_queue("agent.x", effective_policy_definition=[]), "delivery_limits", PROBLEM),
         (with_queue("agent.x", effective_policy_definition={"delivery-limit": 5}), "delivery_limits", PROBLEM),
         (with_queue("agent.x", effective_policy_definition={"delivery-limit": -1}), "delivery_limits", OK),
-        (managed(permissions=None), "permissions", PROBLEM),
+        (managed(permissions={}), "permissions", PROBLEM),
+        (managed(permissions=None), "permissions", UNKNOWN),
         (managed(permissions=EVERYTHING | {"write": "^orchestrator"}), "permissions", PROBLEM),
         (
             with_queue("agent.x", effective_policy_definition=POLICY | {"consumer-timeout": 60_000}),
@@ -140,6 +151,11 @@ def test_what_is_wrong_with_a_broker_is_told_alone(facts: BrokerFacts, code: str
     assert {other for name, other in found.items() if name != code} <= {OK}
 
 
+def test_agents_without_a_limit_take_longer_than_a_policy_lets_them() -> None:
+    facts = with_queue("agent.x", effective_policy_definition=POLICY | {"consumer-timeout": 61_000})
+    assert broker_levels(facts, math.inf)["consumer_timeout"] is PROBLEM
+
+
 def test_before_rabbitmq_4_a_queue_without_a_limit_keeps_messages_for_ever() -> None:
     facts = with_queue("agent.x", effective_policy_definition=[])
     assert facts.managed is not None
@@ -147,7 +163,14 @@ def test_before_rabbitmq_4_a_queue_without_a_limit_keeps_messages_for_ever() -> 
     assert broker_levels(old)["delivery_limits"] is WARNING
 
 
-@pytest.mark.parametrize(("longest", "level"), [(None, UNKNOWN), (1_800.0, UNKNOWN), (1_799.0, OK)])
+def test_what_there_are_no_queues_for_is_not_called_right() -> None:
+    found = broker_levels(managed(queues={}))
+    assert {found["queue_arguments"], found["delivery_limits"]} == {UNKNOWN}
+
+
+@pytest.mark.parametrize(
+    ("longest", "level"), [(None, UNKNOWN), (math.inf, UNKNOWN), (1_800.0, UNKNOWN), (1_799.0, OK)]
+)
 def test_agents_that_may_take_as_long_as_rabbitmq_waits_are_told(longest: float | None, level: Level) -> None:
     assert broker_levels(BROKER, longest)["consumer_timeout"] is level
 
