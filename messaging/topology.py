@@ -57,13 +57,16 @@ DEAD_LETTERS_QUEUE: Final = Queue("orchestrator.dead-letters", QueueKind.QUORUM,
 
 # Queues of which each run, block or process has its own.
 _FAMILIES: Final = tuple(f"orchestrator.{purpose}" for purpose in ("gate", "replica", "worker", "watch", "reply"))
+_AGENT_PREFIX: Final = "agent."
+_OURS: Final = "orchestrator."
+_REPLY_PREFIX: Final = "orchestrator.reply."
 
 QUEUES: Final = (RUNS_QUEUE, RESULTS_QUEUE, COMMANDS_QUEUE, DEAD_LETTERS_QUEUE)
 
 
 def agent_queue(agent_name: str) -> Queue:
     """Return the queue in which tasks for *agent_name* wait; it outlives its workers."""
-    return Queue(f"agent.{agent_name}", QueueKind.QUORUM, (Binding(TASKS_EXCHANGE, agent_name),))
+    return Queue(f"{_AGENT_PREFIX}{agent_name}", QueueKind.QUORUM, (Binding(TASKS_EXCHANGE, agent_name),))
 
 
 def result_key(agent_name: str) -> str:
@@ -122,7 +125,12 @@ def events_queue(watcher_id: str, run_id: UUID) -> Queue:
 
 def reply_queue(client_id: str) -> Queue:
     """Return a queue in which one client awaits RunResults."""
-    return Queue(f"orchestrator.reply.{client_id}", QueueKind.EXCLUSIVE)
+    return Queue(f"{_REPLY_PREFIX}{client_id}", QueueKind.EXCLUSIVE)
+
+
+def is_for_services(queue_name: str) -> bool:
+    """Whether a queue of that name is one that our services read, rather than a client of theirs."""
+    return queue_name.startswith((_OURS, _AGENT_PREFIX)) and not queue_name.startswith(_REPLY_PREFIX)
 
 
 def queue_family(name: str) -> str:

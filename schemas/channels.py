@@ -20,7 +20,7 @@ _PROPERTIES: Final = {
     "delivery_mode": "2: the message survives a restart of the broker.",
 }
 _REQUEST_PROPERTIES: Final = {
-    "reply_to": "Optional: the queue in which the client awaits the RunResult.",
+    "reply_to": "Optional: the queue in which the client awaits the RunResult; none of the services'.",
     "correlation_id": "Optional: comes back on the RunResult.",
 }
 _DEAD_LETTER_HEADERS: Final = {

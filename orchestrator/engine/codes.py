@@ -30,6 +30,7 @@ RUN_TIMEOUT: Final = "run_timeout"
 
 # Why an input was not applied.
 UNKNOWN_RUN: Final = "unknown_run"
+FORGED_REQUEST: Final = "forged_request"  # for a sub-workflow, and not from an orchestrator
 FORGED_RESULT: Final = "forged_result"  # its sender does not serve the agent of the attempt
 UNKNOWN_TASK: Final = "unknown_task"  # of an attempt that is over, or forged
 DUPLICATE_RESULT: Final = "duplicate_result"

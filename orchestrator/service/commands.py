@@ -1,5 +1,6 @@
 """What the commands queue holds: CancelRuns and RetryRuns, told apart by their AMQP type."""
 
+from contextlib import suppress
 from typing import Final
 
 from messaging.port import DeadLetterReason, Delivery
@@ -42,23 +43,25 @@ class CommandReader:
         """Tell whoever asked for a retry why there is none; everything else is told by the run itself."""
         if isinstance(item.event, RetryRequested) and answer.verdict is Verdict.REJECTED:
             error = ErrorInfo(code=answer.code, message=_why_refused(item.event, answer.code))
-            await self._refusals.refuse(item.delivery, item.event.run_id, error)
+            await self._refusals.refuse(item.event.reply, item.event.run_id, error)
 
     async def failed(self, delivery: Delivery, reason: DeadLetterReason) -> None:
         """Tell the client, where there is one that waits."""
-        await self._refusals.tell_of_bug(delivery, reason)
+        with suppress(Refused):  # nobody that may be told
+            await self._refusals.tell_of_bug(reply_address(delivery), reason)
 
     async def _retry(self, delivery: Delivery) -> RetryRequested:
+        client = reply_address(delivery)
         try:
             command = decode(RetryRun, delivery.body)
         except MessageRefused as refused:
-            await self._refusals.tell(delivery, None, ErrorInfo(code=refused.code, message=str(refused)))
+            await self._refusals.tell(client, None, ErrorInfo(code=refused.code, message=str(refused)))
             raise
         return RetryRequested(
             run_id=command.new_run_id or run_id_of(delivery),
             retry_of=command.run_id,
             request_digest=digest(["retry", str(command.run_id)]),
-            reply=reply_address(delivery),
+            reply=client,
         )
 
 

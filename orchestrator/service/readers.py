@@ -8,7 +8,7 @@ from messaging.port import DeadLetterReason, Delivery
 from orchestrator.engine import codes
 from orchestrator.engine.inputs import ChildEnded, ExternalInput, TaskReported
 from orchestrator.service.batch import Answer
-from orchestrator.service.identities import Identities, refused
+from orchestrator.service.identities import Identities, forged_result
 from orchestrator.service.intake import Item, Refused
 from schemas.codec import decode
 from schemas.errors import MessageRefused
@@ -27,7 +27,7 @@ class ResultReader:
         """Return what a worker reports, or how the run of a sub-workflow has ended."""
         if delivery.type == RunResult.__name__:
             if self._identities is not None:
-                self._identities.require_ours(delivery)
+                self._identities.require_our_result(delivery)
             return _child_ended(delivery)
         speaks_for = None if self._identities is None else self._identities.agents_of(delivery)
         try:
@@ -41,7 +41,7 @@ class ResultReader:
     async def answered(self, item: Item, answer: Answer) -> None:
         """Refuse what was forged, as the transaction found out; it said all else."""
         if answer.code == codes.FORGED_RESULT:
-            raise refused(item.delivery, "its sender does not serve the agent of the attempt")
+            raise forged_result(item.delivery, "its sender does not serve the agent of the attempt")
 
     async def failed(self, delivery: Delivery, reason: DeadLetterReason) -> None:
         """Nobody waits for an answer to a report."""
@@ -54,10 +54,14 @@ def _child_ended(delivery: Delivery) -> ChildEnded:
         raise Refused(DeadLetterReason(refused.code, str(refused))) from refused
     run_id, _, task_id = (delivery.correlation_id or "").partition("/")
     try:
-        return ChildEnded(UUID(run_id), UUID(task_id), result)
+        ended = ChildEnded(UUID(run_id), UUID(task_id), result)
     except ValueError as error:
         message = "a RunResult bears here as correlation_id what its request did: the run and the attempt it is for"
         raise Refused(DeadLetterReason("unknown_correlation", message)) from error
+    if result.run_id is not None and result.run_id != ended.task_id:  # a request that could not be read names no run
+        message = f"it tells of the run {result.run_id}, which is not the one that the step waits for"
+        raise Refused(DeadLetterReason("unknown_correlation", message))
+    return ended
 
 
 def _tell_of_timeout(report: AgentResult, seconds: float) -> None:

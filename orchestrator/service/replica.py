@@ -71,7 +71,7 @@ class Replica:
             unknown_agent_after: Seconds for which a task that no queue takes is tried before its step fails.
             silent_after: Seconds without a sign of life after which a task that its queue does not hold is sent again.
             drain_timeout: Seconds for which `stop` finishes what is under way.
-            identities: Who may report; None: whoever can publish there.
+            identities: Who may report and ask for sub-workflows; None: whoever can publish there.
             book: Where its troubles are noted.
         """
         plans = PlanCache()
@@ -100,7 +100,7 @@ class Replica:
         self.driver.follow(self.gatekeeper.tell_holders)
         refusals = Refusals(broker)
         self.intakes = (
-            Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(storage, refusals, plans)),
+            Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(storage, refusals, plans, identities)),
             Intake(broker, topology.RESULTS_QUEUE, self.driver, ResultReader(identities)),
             Intake(broker, topology.COMMANDS_QUEUE, self.driver, CommandReader(refusals)),
         )

@@ -13,12 +13,14 @@ from orchestrator.engine import codes
 from orchestrator.engine.compilation import compile_plan
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import ExternalInput, RunRequested
+from orchestrator.engine.records import ReplyAddress
 from orchestrator.errors import UnknownWorkflow
 from orchestrator.service.batch import Answer
+from orchestrator.service.identities import Identities
 from orchestrator.service.intake import Handled, Item, Refused
 from orchestrator.service.plans import PlanCache
 from orchestrator.service.refusals import Refusals
-from orchestrator.service.senders import reply_address, run_id_of
+from orchestrator.service.senders import reply_address, requester_address, run_id_of
 from orchestrator.storage.definitions import definition_id, digest
 from orchestrator.storage.port import Storage
 from schemas.codec import decode
@@ -31,12 +33,15 @@ KNOWN_DEFINITIONS: Final = 10_000
 
 
 class RequestReader:
-    """Reads RunRequests."""
+    """Reads RunRequests; where there are identities, those for sub-workflows come from orchestrators alone."""
 
-    def __init__(self, storage: Storage, refusals: Refusals, plans: PlanCache) -> None:
+    def __init__(
+        self, storage: Storage, refusals: Refusals, plans: PlanCache, identities: Identities | None = None
+    ) -> None:
         self._storage = storage
         self._refusals = refusals
         self._plans = plans
+        self._identities = identities
         self._stored: dict[str, tuple[str, str]] = {}  # definitions that are in the database: their id and version
 
     async def read(self, delivery: Delivery) -> ExternalInput:
@@ -44,13 +49,14 @@ class RequestReader:
         try:
             request = decode(RunRequest, delivery.body)
         except MessageRefused as refused:
-            await self._refusals.tell(delivery, None, ErrorInfo(code=refused.code, message=str(refused)))
+            await self._refusals.tell(reply_address(delivery), None, ErrorInfo(code=refused.code, message=str(refused)))
             raise Refused(DeadLetterReason(refused.code, str(refused))) from refused
+        client = self._client(delivery, request)
         run_id = request.run_id or run_id_of(delivery)
         try:
             definition, workflow_id, version = await self._definition(request, large=len(delivery.body) > LARGE_BODY)
         except (WorkflowInvalid, UnknownWorkflow) as error:
-            await self._refusals.refuse(delivery, run_id, _error(error))
+            await self._refusals.refuse(client, run_id, _error(error))
             raise Handled from error
         return RunRequested(
             run_id=run_id,
@@ -60,22 +66,33 @@ class RequestReader:
             request_digest=_request_digest(request, definition),
             input=request.input,
             labels=request.labels or {},
-            reply=reply_address(delivery),
+            reply=client,
             parent_run_id=request.parent_run_id,
         )
 
     async def answered(self, item: Item, answer: Answer) -> None:
         """Tell of a conflict, or that nobody waits; everything else is told by the run itself."""
+        request = item.event
+        assert isinstance(request, RunRequested), "nothing else is read here"
         if answer.verdict is Verdict.REJECTED and answer.code == codes.NOT_AWAITED:
             message = "no step of the run that parent_run_id names waits for this one: it was cancelled, or timed out"
-            await self._refusals.refuse(item.delivery, item.event.run_id, ErrorInfo(code=answer.code, message=message))
+            await self._refusals.refuse(request.reply, request.run_id, ErrorInfo(code=answer.code, message=message))
         if answer.verdict is Verdict.REJECTED and answer.code == codes.RUN_ID_CONFLICT:
             message = "there is a run with this run_id and another body: choose another id, or repeat the same request"
-            await self._refusals.refuse(item.delivery, item.event.run_id, ErrorInfo(code=answer.code, message=message))
+            await self._refusals.refuse(request.reply, request.run_id, ErrorInfo(code=answer.code, message=message))
 
     async def failed(self, delivery: Delivery, reason: DeadLetterReason) -> None:
         """Tell the client, where there is one that waits."""
-        await self._refusals.tell_of_bug(delivery, reason)
+        try:
+            client = self._client(delivery, decode(RunRequest, delivery.body))
+        except Exception:  # what has met a bug may meet it again here
+            client = None
+        await self._refusals.tell_of_bug(client, reason)
+
+    def _client(self, delivery: Delivery, request: RunRequest) -> ReplyAddress | None:
+        if request.parent_run_id is not None and self._identities is not None:
+            self._identities.require_our_request(delivery)
+        return requester_address(delivery, request)
 
     async def _definition(self, request: RunRequest, *, large: bool) -> tuple[str, str, str]:
         if request.workflow is None:

@@ -17,6 +17,8 @@ from messaging.port import Broker, Queue, QueueKind
 from messaging.rabbitmq import RabbitmqBroker
 from orchestrator.service.identities import Identities
 from orchestrator.storage.definitions import register_workflow
+from schemas.codec import encode
+from schemas.messages import RunRequest
 from schemas.statuses import ResultStatus
 from schemas.validation import parse_workflow
 from tests.integration.replicas import Brokers
@@ -164,6 +166,53 @@ async def test_where_reports_must_be_signed_those_of_others_have_no_effect_and_a
 
     await eventually(refused)
     assert await system.status(run_id) == "RUNNING"
+
+
+async def test_a_submitter_cannot_complete_the_step_of_a_stranger_by_a_run_of_its_own(
+    system: System, users: Users
+) -> None:
+    """The orchestrator would send the result of that run, and sign it."""
+    block = asyncio.Event()
+
+    async def research(task: dict[str, Any]) -> str:
+        if task["slow"]:
+            await block.wait()
+        return "forged"
+
+    await system.start_replica(identities=identities(users, WHOM))
+    await system.start_worker(research, declare=False, concurrency=2)
+    steps = {"c": {"agent_name": "research", "input_mapping": {"slow": "${workflow.input.slow}"}}}
+    child = {"name": "slow-child", "start_step": "c", "steps": steps}
+    await register_workflow(system.database, parse_workflow(child), child)
+    step = {"type": "sub_workflow", "workflow_id": "slow-child", "input_mapping": {"slow": True}}
+    parent = await system.submit({"name": "parent", "start_step": "p", "steps": {"p": step}})
+    await eventually(lambda: system.fetch("SELECT 1 FROM step_executions WHERE status = 'RUNNING' AND step_id = 'c'"))
+    task_id = (await system.task_ids(parent))["p"]
+
+    connection = await aiormq.connect(users.url("submitter"))
+    channel = await connection.channel(publisher_confirms=True)
+    for request in (
+        RunRequest(workflow=child, input={"slow": False}),
+        RunRequest(workflow=child, input={"slow": False}, run_id=task_id, parent_run_id=parent),
+        None,
+    ):
+        properties = aiormq.spec.Basic.Properties(
+            message_type="RunRequest",
+            reply_to="orchestrator.results",
+            correlation_id=f"{parent}/{task_id}",
+            user_id=users.name("submitter"),
+        )
+        body = encode(request) if request is not None else b"nonsense"
+        key = "orchestrator.runs"
+        await channel.basic_publish(body, exchange="orchestrator.submit", routing_key=key, properties=properties)
+
+    letters = await system.stored_dead_letters(3)
+    codes = sorted(letter["code"] for letter in letters)
+    assert codes == ["forged_request", "invalid_reply_to", "invalid_reply_to"]
+    assert await system.status(parent) == "RUNNING"
+    block.set()
+    assert await system.ended(parent) == "COMPLETED"
+    await connection.close()
 
 
 async def test_whoever_signs_with_the_name_of_another_is_cut_off(users: Users) -> None:

@@ -150,6 +150,6 @@ async def test_the_runbooks_name_metrics_and_actions_that_exist() -> None:
     known = set(await all_metrics())
     assert set(re.findall(r"`(forkjoin_\w+?)(?:_total)?`", runbooks)) <= known
     source = "".join(path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    for action in ("schema_newer", "broker_unreachable", "consumer_timed_out", "forged_result"):
+    for action in ("schema_newer", "broker_unreachable", "consumer_timed_out", "forged_message"):
         assert f"`{action}`" in runbooks
         assert f'action="{action}"' in source

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from messaging.port import Delivery, OutgoingMessage, PublishOutcome
+from messaging.port import DeadLetterReason, Delivery, OutgoingMessage, PublishOutcome
 from orchestrator.engine import codes
 from orchestrator.engine.decision import Verdict
 from orchestrator.engine.inputs import CancelRequested, RetryRequested
@@ -90,6 +90,18 @@ async def test_what_cannot_be_read_is_refused_and_whoever_asked_for_a_retry_is_t
     [message] = told.messages
     assert (message.routing_key, message.correlation_id) == ("replies", "c-1")
     assert decode(RunResult, message.body).status is ResultStatus.REJECTED
+
+
+@pytest.mark.parametrize("body", [RetryRun(run_id=OLD), b"nonsense"])
+async def test_whoever_would_have_us_answer_into_a_queue_of_the_services_is_refused(
+    reader: CommandReader, told: Told, body: RetryRun | bytes
+) -> None:
+    asked = delivery(body, "RetryRun", reply_to="orchestrator.results")
+    with pytest.raises(Refused) as refused:
+        await reader.read(asked)
+    await reader.failed(asked, DeadLetterReason("internal_error", "a bug"))
+    assert refused.value.reason.code == "invalid_reply_to"
+    assert told.messages == []
 
 
 async def test_a_command_that_nobody_knows_cancels_nothing(reader: CommandReader) -> None:

@@ -78,6 +78,18 @@ async def test_a_run_result_for_nobody_is_refused(correlation_id: str | None) ->
     assert refused.value.reason.code == "unknown_correlation"
 
 
+async def test_the_result_of_another_run_than_the_one_that_the_step_waits_for_is_refused() -> None:
+    with pytest.raises(Refused, match="not the one that the step waits for") as refused:
+        await ResultReader().read(run_result(f"{RUN}/{TASK}", encode(ENDED.model_copy(update={"run_id": RUN}))))
+    assert refused.value.reason.code == "unknown_correlation"
+
+
+async def test_of_a_request_that_could_not_be_read_its_step_hears_all_the_same() -> None:
+    rejected = RunResult(run_id=None, status=ResultStatus.REJECTED, output=None, error=None)
+    read = await ResultReader().read(run_result(f"{RUN}/{TASK}", encode(rejected)))
+    assert read == ChildEnded(RUN, TASK, rejected)
+
+
 async def test_a_run_result_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(Refused, match="JSON"):
         await ResultReader().read(run_result(f"{RUN}/{TASK}", b"nonsense"))
@@ -98,7 +110,8 @@ async def test_a_report_of_nobody_who_may_report_is_refused_and_told(user_id: st
         await ResultReader(IDENTITIES).read(delivery(encode(result()), user_id))
     assert refused.value.reason.code == "forged_result"
     [line] = lines
-    assert (line["action"], line["security"], line["user_id"]) == ("forged_result", True, user_id)
+    assert (line["action"], line["code"], line["security"]) == ("forged_message", "forged_result", True)
+    assert line["user_id"] == user_id
 
 
 async def test_a_report_on_an_attempt_of_another_agent_is_refused_and_told() -> None:
@@ -107,7 +120,7 @@ async def test_a_report_on_an_attempt_of_another_agent_is_refused_and_told() -> 
     answer = Answer(Verdict.REJECTED, codes.FORGED_RESULT)
     with capture_logs() as lines, pytest.raises(Refused, match="does not serve the agent"):
         await ResultReader(IDENTITIES).answered(Item(sent, TaskReported(report)), answer)
-    assert [line["action"] for line in lines] == ["forged_result"]
+    assert [line["code"] for line in lines] == ["forged_result"]
 
 
 @pytest.mark.parametrize("user_id", [None, "analysts"])
