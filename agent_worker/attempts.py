@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 import structlog
+from opentelemetry.trace import Span
 
 from agent_worker.pulse import AttemptPulse
 from messaging.port import BrokerError, Consumer, Delivery
@@ -43,6 +44,8 @@ class Attempt:
     cancelled: bool = False  # its run was, while its agent ran: whatever comes of it is not reported
     dropped: bool = False  # it is settled without a result, or about to be
     pulse: AttemptPulse | None = None  # since its agent runs
+    span: Span | None = None  # while its agent runs, where spans are recorded
+    traceparent: str | None = None  # the context that goes with its reports
 
     @property
     def untouched(self) -> bool:

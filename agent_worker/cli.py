@@ -25,6 +25,7 @@ from messaging.port import Broker, BrokerError
 from messaging.rabbitmq import RabbitmqBroker, broker_of
 from messaging.settings import SettingsInvalid
 from messaging.telemetry import LogFormat, LogLevel, configure_logging
+from messaging.tracing.opening import open_tracing
 
 CLOSE_TIMEOUT: Final = 5.0  # seconds for the broker connection, then for everything else that may linger
 
@@ -89,7 +90,10 @@ async def serve(registry: AgentRegistry, settings: WorkerSettings) -> int:
     structlog.contextvars.bind_contextvars(worker_id=settings.worker_id)
     code = _FAILED
     try:
-        async with _worker(broker, registry, settings) as worker:
+        async with (
+            open_tracing(settings, "forkjoin-worker", settings.worker_id),
+            _worker(broker, registry, settings) as worker,
+        ):
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, worker.stop)
             await worker.run_until_stopped()

@@ -25,6 +25,7 @@ from agent_worker.registry import Agent, AgentRegistry
 from agent_worker.reporter import Report, Reporter
 from agent_worker.reports import ReportWriter
 from agent_worker.suspects import SUSPECT_FROM, Suspects
+from agent_worker.tracing import AttemptTracing, end_span
 from messaging.crash_points import reach
 from messaging.port import Broker
 from messaging.telemetry import about
@@ -46,9 +47,15 @@ class Desk:
     """What the consumers of one worker share."""
 
     def __init__(
-        self, broker: Broker, registry: AgentRegistry, options: WorkerOptions, observer: Observer | None = None
+        self,
+        broker: Broker,
+        registry: AgentRegistry,
+        options: WorkerOptions,
+        observer: Observer | None = None,
+        tracing: AttemptTracing | None = None,
     ) -> None:
         self._observer = observer
+        self._tracing = tracing if tracing is not None else AttemptTracing()
         self.reporter = Reporter(broker, confirmed=self._close, too_large=self._too_large)
         self.cancel_grace = options.cancel_grace
         self.cancelled = CancelledWork()
@@ -85,6 +92,7 @@ class Desk:
     def cancel(self, attempt: Attempt) -> None:
         """Note that nobody waits any more for an attempt whose agent runs."""
         attempt.cancel()
+        end_span(attempt)
         if self._observer is not None:
             self._observer(attempt, None)
 
@@ -157,6 +165,7 @@ class Desk:
             return
         attempt.start()
         about(partial(task_ids, attempt.task))
+        self._tracing.begin(attempt)
         reach("worker.agent_started", agent.name)
         pulse = attempt.pulse = AttemptPulse(
             lambda status: self._sign_of_life(attempt, status), self._rhythm, _longest_silence(attempt.task)
@@ -164,6 +173,7 @@ class Desk:
         try:
             self._ended(attempt, await self._outcome(agent, attempt, pulse))
         finally:
+            end_span(attempt)
             pulse.stop()
             attempt.pulse = None  # each knows the other: left together they would be garbage that only a search finds
 
@@ -204,6 +214,7 @@ class Desk:
         self.reporter.send(Report(attempt, body, final=False))
 
     def _finish(self, attempt: Attempt, outcome: Outcome) -> None:
+        end_span(attempt, outcome)
         if self._observer is not None:
             self._observer(attempt, outcome)
         if outcome.error is not None:

@@ -19,6 +19,7 @@ from agent_worker.reports import REPORT_TYPE
 from messaging.crash_points import reach
 from messaging.port import Broker, OutgoingMessage, PublishOutcome
 from messaging.topology import RESULTS_EXCHANGE, result_key
+from messaging.tracing.context import headers_of
 
 LONGEST_PAUSE: Final = 2.0  # seconds between tries to send a result
 
@@ -90,6 +91,7 @@ class Reporter:
             type=REPORT_TYPE,
             message_id=next(self._message_ids),  # a new one for each try: returns are matched by it
             body=report.body,
+            headers=headers_of(report.attempt.traceparent),
         )
 
     async def _settle(self, ended: Sequence[Report]) -> None:

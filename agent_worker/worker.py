@@ -13,6 +13,7 @@ from agent_worker.errors import NoAgents
 from agent_worker.listener import Listener
 from agent_worker.options import WorkerOptions
 from agent_worker.registry import AgentRegistry
+from agent_worker.tracing import AttemptTracing
 from messaging.health import Health, HealthBook
 from messaging.port import Broker, ConsumerClosed, Queue, QueueMissing
 from messaging.topology import DEAD_LETTERS_EXCHANGE, EXCHANGES, RESULTS_EXCHANGE, TASKS_EXCHANGE, agent_queue
@@ -36,6 +37,7 @@ class Worker:
         options: How to work.
         book: Where its troubles are noted.
         observer: Told of each attempt that ends.
+        tracing: Whose spans attempts are; by default those of the process, if somebody has set up an SDK by now.
     """
 
     def __init__(
@@ -46,11 +48,12 @@ class Worker:
         *,
         book: HealthBook | None = None,
         observer: Observer | None = None,
+        tracing: AttemptTracing | None = None,
     ) -> None:
         self._broker = broker
         self._registry = registry
         self._options = options if options is not None else WorkerOptions()
-        self._desk = Desk(broker, registry, self._options, observer)
+        self._desk = Desk(broker, registry, self._options, observer, tracing)
         self._listener = Listener(broker, self._desk.colleagues, self._cancel)
         self._book = book if book is not None else HealthBook()
         self._consumers: list[AgentConsumer] = []

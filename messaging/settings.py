@@ -39,6 +39,10 @@ class ServiceSettings(BaseSettings):
     log_level: LogLevel = Field(LogLevel.INFO, description="DEBUG, INFO, WARNING, ERROR or CRITICAL.")
     log_format: LogFormat | None = Field(None, description="console or json; by default console on a terminal.")
 
+    tracing: bool = Field(
+        False, description="Export spans by OTLP over HTTP; where to and how many, the OTEL_ variables say."
+    )
+
     http_host: Annotated[str, Field(min_length=1)] = Field(
         "127.0.0.1", description="Where the HTTP port is open; 0.0.0.0 or :: for every address of the machine."
     )

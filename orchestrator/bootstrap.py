@@ -15,6 +15,8 @@ from messaging.monitoring.metered_broker import MeteredBroker
 from messaging.monitoring.monitored import open_endpoint
 from messaging.port import Broker
 from messaging.rabbitmq import RabbitmqBroker, broker_of, user_of
+from messaging.tracing.opening import open_tracing
+from messaging.tracing.spans import SpanSink
 from orchestrator.errors import WrongUse
 from orchestrator.monitoring import ReplicaMonitor
 from orchestrator.service.identities import Identities
@@ -59,7 +61,11 @@ def identities_of(settings: Settings) -> Identities | None:
 
 @asynccontextmanager
 async def running_replica(
-    settings: Settings, database: Database, broker: Broker, monitor: ReplicaMonitor | None = None
+    settings: Settings,
+    database: Database,
+    broker: Broker,
+    monitor: ReplicaMonitor | None = None,
+    spans: SpanSink | None = None,
 ) -> AsyncIterator[Replica]:
     """Yield a replica that works, and that *monitor* answers for; stop it in order at the end."""
     storage = PostgresStorage(database)
@@ -72,6 +78,7 @@ async def running_replica(
         silent_after=settings.silent_after,
         drain_timeout=settings.drain_timeout,
         identities=identities_of(settings),
+        spans=spans,
         book=monitor.book if monitor is not None else None,
     )
     await replica.start()
@@ -90,17 +97,20 @@ async def serve(settings: Settings) -> None:
         SchemaMismatch: The database schema is not the one that this code needs.
         BrokerUnavailable: RabbitMQ refuses us, for instance for wrong credentials.
         TopologyMismatch: A queue or exchange exists with other properties.
-        SettingsInvalid: A port is set at which nobody can listen.
+        SettingsInvalid: A port is set at which nobody can listen, or packages for what is set are missing.
     """
     _collect_garbage_seldom()
     structlog.contextvars.bind_contextvars(replica_id=settings.replica_id)
     stop = _stop_on_signals()
     database, broker = make_database(settings), make_broker(settings, settings.replica_id)
     try:
-        async with _monitored(settings, database, broker, stop) as monitor:
+        async with (
+            open_tracing(settings, "forkjoin-orchestrator", settings.replica_id) as spans,
+            _monitored(settings, database, broker, stop) as monitor,
+        ):
             if not await _first(asyncio.ensure_future(_all(wait_for_schema(database), broker.connect())), stop):
                 return
-            async with running_replica(settings, database, broker, monitor) as replica:
+            async with running_replica(settings, database, broker, monitor, spans) as replica:
                 await _first(asyncio.ensure_future(replica.failed()), stop)
     finally:
         await broker.close()

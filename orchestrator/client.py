@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 from messaging import topology
 from messaging.port import Broker, BrokerUnavailable, Consumer, OutgoingMessage, PublishOutcome, QueueMissing
+from messaging.tracing.context import current_traceparent, headers_of
 from orchestrator.errors import WrongUse
 from schemas.codec import decode, encode
 from schemas.messages import CancelRun, Message, RetryRun, RunEvent, RunRequest, RunResult
@@ -14,10 +15,16 @@ _RECEIVE = 500
 
 
 class Client:
-    """Submits runs, awaits and watches them, cancels them, and retries them."""
+    """Submits runs, awaits and watches them, cancels them, and retries them.
 
-    def __init__(self, broker: Broker) -> None:
+    Args:
+        broker: Connected.
+        traceparent: The W3C Trace Context that requests go with; None: that of the span that is current then, if any.
+    """
+
+    def __init__(self, broker: Broker, traceparent: str | None = None) -> None:
         self._broker = broker
+        self._traceparent = traceparent
 
     async def submit(self, request: RunRequest) -> None:
         """Publish a request and return when the broker has it on disk.
@@ -83,6 +90,7 @@ class Client:
             body=encode(message),
             reply_to=reply_to,
             correlation_id=correlation_id,
+            headers=headers_of(self._traceparent or current_traceparent()),
         )
         await self._broker.declare(topology.EXCHANGES, ())
         outcome = (await self._broker.publish([outgoing]))[0]

@@ -20,6 +20,7 @@ from agent_worker.options import WorkerOptions
 from agent_worker.registry import AgentRegistry
 from agent_worker.worker import Worker
 from messaging.memory import MemoryBroker, MemoryServer
+from messaging.tracing.opening import open_tracing
 from orchestrator.bootstrap import running_replica
 from orchestrator.client import Client
 from orchestrator.engine.inputs import CancelRequested
@@ -55,12 +56,14 @@ async def embedded_service(
         WrongUse: The embedded Postgres is not installed, or another process runs workflows on the directory.
         DatabaseUnavailable: Postgres does not start.
         SchemaMismatch: The directory was written by a newer version.
+        SettingsInvalid: Spans are to be exported, and the packages for that are missing.
     """
     server = MemoryServer()
     async with (
+        open_tracing(settings, "forkjoin-run", settings.replica_id) as spans,
         _database(settings) as database,
         _connected(server, "orchestrator") as broker,
-        running_replica(settings, database, broker) as replica,
+        running_replica(settings, database, broker, spans=spans) as replica,
     ):
         await _end_orphans(database, replica, "the process that ran it ended before it was finished")
         for workflow, document in registered:

@@ -23,6 +23,16 @@ _REQUEST_PROPERTIES: Final = {
     "reply_to": "Optional: the queue in which the client awaits the RunResult; none of the services'.",
     "correlation_id": "Optional: comes back on the RunResult.",
 }
+_TRACEPARENT: Final = {
+    "type": "object",
+    "properties": {
+        "traceparent": {
+            "type": "string",
+            "description": "Optional: the W3C Trace Context that the message belongs to.",
+        }
+    },
+}
+_TRACED: Final = frozenset({"RunRequest", "RetryRun", "AgentTask", "AgentResult", "RunResult"})
 _DEAD_LETTER_HEADERS: Final = {
     "x-forkjoin-reason": "A stable code.",
     "x-forkjoin-message": "What is wrong, where, and what would be right.",
@@ -191,6 +201,7 @@ def _message(model: type[Message]) -> JsonObject:
         "name": name,
         "title": name,
         "summary": (model.__doc__ or "").partition("\n")[0],
+        **({"headers": _TRACEPARENT} if name in _TRACED else {}),
         "payload": {"$ref": f"./{name}.schema.json"},
         "bindings": {"amqp": {"messageType": name, "bindingVersion": _BINDING_VERSION}},
         "x-amqp-properties": {**_PROPERTIES, "type": name, **extra},

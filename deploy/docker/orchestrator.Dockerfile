@@ -11,7 +11,7 @@ COPY schemas schemas
 # Without pip in it: the environment is copied as it is, and whoever adds to it brings one (agents.Dockerfile).
 RUN python -m venv --without-pip /opt/forkjoin \
     && pip --python /opt/forkjoin/bin/python install --no-cache-dir --disable-pip-version-check \
-        ".[orchestrator,monitoring]"
+        ".[orchestrator,monitoring,tracing]"
 
 FROM python:3.12-slim
 LABEL org.opencontainers.image.title="forkjoin orchestrator" \

@@ -12,7 +12,7 @@ COPY schemas schemas
 # Without pip in it: the environment is copied as it is, and whoever adds to it brings one (agents.Dockerfile).
 RUN python -m venv --without-pip /opt/forkjoin \
     && pip --python /opt/forkjoin/bin/python install --no-cache-dir --disable-pip-version-check \
-        ".[monitoring]"
+        ".[monitoring,tracing]"
 
 FROM python:3.12-slim AS worker
 LABEL org.opencontainers.image.title="forkjoin worker" \

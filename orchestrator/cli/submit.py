@@ -1,6 +1,7 @@
 """`forkjoin submit`: publish a RunRequest, and perhaps wait for its result."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -47,7 +48,8 @@ def submit(
 ) -> None:
     """Submit a run to the orchestrators on FORKJOIN_AMQP_URL, and print its id.
 
-    Any AMQP client can do the same; see the README. With --wait the exit code tells how the run ended.
+    Any AMQP client can do the same; see the README.
+    A TRACEPARENT in the environment goes with the request. With --wait the exit code tells how the run ended.
 
     Without --wait nobody hears of a --workflow that is not registered: such a request becomes a dead letter.
     """
@@ -68,10 +70,11 @@ async def _submit(settings: Settings, request: RunRequest, *, wait: bool) -> Run
     broker = broker_of(settings, "forkjoin submit")
     await broker.connect()
     try:
+        client = Client(broker, os.environ.get("TRACEPARENT"))
         if wait:
             stderr.print(f"run {request.run_id}", style="dim")
-            return await follow(Client(broker), request, stderr)
-        await Client(broker).submit(request)
+            return await follow(client, request, stderr)
+        await client.submit(request)
         return None
     finally:
         await broker.close()

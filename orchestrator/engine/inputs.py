@@ -26,6 +26,7 @@ class RunRequested:
     labels: dict[str, str]
     reply: ReplyAddress | None
     parent_run_id: UUID | None = None  # a step of that run asks for this one
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ class RetryRequested:
     retry_of: UUID
     request_digest: str
     reply: ReplyAddress | None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ def new_run(
         workflow_id=workflow_id,
         request_digest=event.request_digest,
         reply=event.reply,
+        traceparent=event.traceparent,
         due_at=now + timedelta(seconds=plan.timeout_seconds) if plan.timeout_seconds is not None else None,
     ).advanced(Trigger.START, started_at=now)
 

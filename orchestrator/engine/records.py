@@ -48,6 +48,7 @@ class Run:
     finished_at: datetime | None = None
     due_at: datetime | None = None  # when it counts as overdue
     retry_of: UUID | None = None  # the run from which it has taken over what that had completed
+    traceparent: str | None = None  # W3C Trace Context: the span that the run's own has above it
     output: Any = None
     error: ErrorInfo | None = None
 

@@ -8,6 +8,7 @@ So the number of round trips depends on how deep the decisions look, not on how 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from typing import Final
 from uuid import UUID
@@ -42,10 +43,11 @@ from orchestrator.engine.inputs import (
 )
 from orchestrator.engine.moment import Moment
 from orchestrator.engine.plan import BlockPlan, LoopPlan
-from orchestrator.engine.records import Run, StepExecution
+from orchestrator.engine.records import Branches, Run, StepExecution
 from orchestrator.engine.state import RunState, Wanted
 from orchestrator.service.outgoing import event_rows, outbox_row
 from orchestrator.service.plans import PlanCache
+from orchestrator.service.traces import RunTraces
 from orchestrator.storage.changes import GateRow, KeptItem, OutboxRow
 from orchestrator.storage.unit_of_work import UnitOfWork
 from orchestrator.storage.writes import CancelledStep
@@ -95,6 +97,8 @@ class Committed:
     ended_steps: list[StepExecution] = field(default_factory=list)  # but for those that were cancelled with others
     cancelled_steps: list[CancelledStep] = field(default_factory=list)
     ended_attempts: list[StepExecution] = field(default_factory=list)  # of steps that go on with another
+    interrupted_steps: list[StepExecution] = field(default_factory=list)  # cancelled ones of traced runs that had begun
+    traceparents: dict[UUID, str] = field(default_factory=dict)  # of traced runs
     left: list[SlotsFree] = field(default_factory=list)  # to be decided next, in another transaction
 
 
@@ -108,12 +112,18 @@ class Batch:
     """The inputs of one transaction on their way through the core."""
 
     def __init__(
-        self, uow: UnitOfWork, plans: PlanCache, new_id: Callable[[], UUID], draw: Callable[[], float]
+        self,
+        uow: UnitOfWork,
+        plans: PlanCache,
+        new_id: Callable[[], UUID],
+        draw: Callable[[], float],
+        traces: RunTraces,
     ) -> None:
         self._uow = uow
         self._plans = plans
         self._new_id = new_id
         self._draw = draw
+        self._traces = traces
         self._states: dict[UUID, RunState] = {}
         self._moment: Moment
         self._queues: dict[UUID, deque[_Queued]] = defaultdict(deque)
@@ -243,7 +253,7 @@ class Batch:
             self._open_gate(next(step for step in decision.steps if step.step_id == decision.opens_gate))
         if decision.ended is not None:
             self._uow.add_ended_attempt(decision.ended)
-            self._result.ended_attempts.append(decision.ended.step)
+            self._result.ended_attempts.append(decision.ended.step._replace(error=decision.ended.error))
         for send in decision.sends:
             self._send(run_id, send, state.steps)
             # A branch has one ticket, with the id of its first step.
@@ -271,6 +281,9 @@ class Batch:
 
     def _send(self, run_id: UUID, send: Send, steps: Mapping[str, StepExecution | None]) -> None:
         row = outbox_row(run_id, send, self._new_id)
+        run = self._states[run_id].run
+        if run is not None and run.traceparent is not None:
+            row = row._replace(traceparent=self._traces.of(run, send))
         if isinstance(send, SendTask) and self._is_held(steps.get(send.step.step_id), send.step):
             self._uow.hold(row)
             self._result.limited_agents.add(row.routing_key)
@@ -358,6 +371,16 @@ class Batch:
                 reason = f'step "{step.step_id}" of run {run_id}, which it belongs to, was cancelled'
                 self._uow.send(outbox_row(run_id, SendCancelRun(step.child_run_id, reason), self._new_id))
             self._events[run_id].append(self._cancelled(step))
+        if self._traceparent(run_id) is not None:
+            self._result.interrupted_steps.extend(
+                _interrupted(run_id, step, self._moment.now)
+                for step in cancelled
+                if step.attempt or step.branches_total is not None
+            )
+
+    def _traceparent(self, run_id: UUID) -> str | None:
+        run = self._states[run_id].run
+        return run.traceparent if run is not None else None
 
     def _cancelled(self, step: CancelledStep) -> StatusChange:
         return StatusChange(
@@ -379,6 +402,8 @@ class Batch:
     def _finish(self, inputs: int) -> Committed:
         result = self._result
         result.answers = [self._answers[index] for index in range(inputs)]
+        traceparents = {run_id: self._traceparent(run_id) for run_id in self._states}
+        result.traceparents = {run_id: given for run_id, given in traceparents.items() if given is not None}
         for (run_id, block_id), change in self._gate_changes.items():
             holder = self._uow.gate_holders.get((run_id, block_id))
             if holder is None:
@@ -390,6 +415,26 @@ class Batch:
 
     def _gate_change(self, run_id: UUID, block_id: str) -> GateChange:
         return self._gate_changes.setdefault((run_id, block_id), GateChange(run_id, block_id))
+
+
+def _interrupted(run_id: UUID, step: CancelledStep, now: datetime) -> StepExecution:
+    total = step.branches_total
+    return StepExecution(
+        run_id=run_id,
+        step_id=step.step_id,
+        status=StepStatus.CANCELLED,
+        parent_step_id=step.parent_step_id,
+        branch_name=step.branch_name,
+        agent_name=step.agent_name,
+        sub_workflow_id=step.sub_workflow_id,
+        attempt=step.attempt,
+        task_id=step.task_id,
+        worker_id=step.worker_id,
+        branches=Branches(total, open=0, failed=0, dispatched=0, passed=total, max_parallelism=None) if total else None,
+        created_at=step.created_at,
+        queued_at=step.queued_at,
+        finished_at=now,
+    )
 
 
 def _with_foreseen(state: RunState, queue: Sequence[_Queued], wanted: Wanted) -> Wanted:

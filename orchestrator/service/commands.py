@@ -11,6 +11,7 @@ from orchestrator.service.batch import Answer
 from orchestrator.service.intake import Item, Refused
 from orchestrator.service.refusals import Refusals
 from orchestrator.service.senders import reply_address, run_id_of
+from orchestrator.service.traces import RunTraces
 from orchestrator.storage.definitions import digest
 from schemas.codec import decode
 from schemas.display import quoted
@@ -23,8 +24,9 @@ _CANCEL: Final = frozenset({CancelRun.__name__, "", None})  # for a while there 
 class CommandReader:
     """Reads commands. A RetryRun that is refused is answered as a RunRequest is."""
 
-    def __init__(self, refusals: Refusals) -> None:
+    def __init__(self, refusals: Refusals, traces: RunTraces) -> None:
         self._refusals = refusals
+        self._traces = traces
 
     async def read(self, delivery: Delivery) -> ExternalInput:
         """Return what an operator asks for."""
@@ -57,11 +59,13 @@ class CommandReader:
         except MessageRefused as refused:
             await self._refusals.tell(client, None, ErrorInfo(code=refused.code, message=str(refused)))
             raise
+        run_id = command.new_run_id or run_id_of(delivery)
         return RetryRequested(
-            run_id=command.new_run_id or run_id_of(delivery),
+            run_id=run_id,
             retry_of=command.run_id,
             request_digest=digest(["retry", str(command.run_id)]),
             reply=client,
+            traceparent=self._traces.begin(delivery.headers, run_id),
         )
 
 

@@ -25,6 +25,7 @@ from orchestrator.service.batch import Answer, Batch, Committed
 from orchestrator.service.health import DatabaseWatch
 from orchestrator.service.ids import RandomIds
 from orchestrator.service.plans import PlanCache
+from orchestrator.service.traces import RunTraces
 from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.port import Storage
 from orchestrator.storage.unit_of_work import unit_of_work
@@ -44,12 +45,18 @@ class Driver:
     """Drives runs forward. Safe to use from several tasks; each call is a transaction of its own."""
 
     def __init__(
-        self, storage: Storage, replica_id: str, plans: PlanCache, database: DatabaseWatch | None = None
+        self,
+        storage: Storage,
+        replica_id: str,
+        plans: PlanCache,
+        database: DatabaseWatch | None = None,
+        traces: RunTraces | None = None,
     ) -> None:
         self.database = database if database is not None else DatabaseWatch()
         self._storage = storage
         self._replica_id = replica_id
         self._plans = plans
+        self._traces = traces if traces is not None else RunTraces()
         self._new_id = RandomIds()
         self._followers: list[Follower] = []
         self.verdicts: Counter[tuple[Verdict, str]] = Counter()
@@ -95,7 +102,7 @@ class Driver:
         begun = asyncio.get_running_loop().time()
         with self.database.using():
             async with unit_of_work(self._storage, self._replica_id) as uow:
-                committed = await Batch(uow, self._plans, self._new_id, random.random).run(inputs)
+                committed = await Batch(uow, self._plans, self._new_id, random.random, self._traces).run(inputs)
         committed.begun, committed.seconds = begun, asyncio.get_running_loop().time() - begun
         reach("transaction.committed", inputs)
         committed.messages, committed.left_in_outbox = uow.handed_over, uow.left_in_outbox

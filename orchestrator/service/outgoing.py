@@ -9,6 +9,7 @@ from messaging import topology
 from messaging.dead_letters import HEADER_PREFIX
 from messaging.port import OutgoingMessage
 from messaging.rabbitmq.encoding import carriable_headers
+from messaging.tracing.context import headers_of
 from orchestrator.engine import codes
 from orchestrator.engine.decision import Send, SendCancellation, SendCancelRun, SendResult, SendTask, SendTicket
 from orchestrator.engine.events import StatusChange
@@ -99,6 +100,7 @@ def to_message(row: OutboxRow) -> OutgoingMessage:
         correlation_id=row.correlation_id,
         reply_to=topology.RESULTS_QUEUE.name if row.exchange == topology.SUBMIT_EXCHANGE else None,
         mandatory=row.exchange not in _FOR_WHOEVER_LISTENS,
+        headers=headers_of(row.traceparent),
     )
 
 

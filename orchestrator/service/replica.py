@@ -14,6 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from messaging import topology
 from messaging.health import Health, HealthBook
 from messaging.port import Broker, Consumer, ConsumerClosed
+from messaging.tracing.spans import SpanSink
 from orchestrator.errors import RunLocked
 from orchestrator.service.agent_gates import AgentGates
 from orchestrator.service.commands import CommandReader
@@ -32,8 +33,10 @@ from orchestrator.service.reconciler import Reconciler
 from orchestrator.service.refusals import Refusals
 from orchestrator.service.relay import Relay
 from orchestrator.service.requests import RequestReader
+from orchestrator.service.spans import RunSpans
 from orchestrator.service.strays import Strays
 from orchestrator.service.timers import Timers
+from orchestrator.service.traces import RunTraces
 from orchestrator.storage.database import is_lost_connection, is_transient
 from orchestrator.storage.due import Due
 from orchestrator.storage.port import Storage
@@ -60,6 +63,7 @@ class Replica:
         silent_after: float = 30.0,
         drain_timeout: float = 30.0,
         identities: Identities | None = None,
+        spans: SpanSink | None = None,
         book: HealthBook | None = None,
     ) -> None:
         """Wire the loops together; `start` starts them.
@@ -72,6 +76,7 @@ class Replica:
             silent_after: Seconds without a sign of life after which a task that its queue does not hold is sent again.
             drain_timeout: Seconds for which `stop` finishes what is under way.
             identities: Who may report and ask for sub-workflows; None: whoever can publish there.
+            spans: Where spans go; None: it exports none.
             book: Where its troubles are noted.
         """
         plans = PlanCache()
@@ -79,7 +84,8 @@ class Replica:
         self._replica_id = replica_id
         self._drain_timeout = drain_timeout
         self._book = book if book is not None else HealthBook()
-        self.driver = Driver(storage, replica_id, plans, DatabaseWatch(self._book))
+        traces = RunTraces(spans)
+        self.driver = Driver(storage, replica_id, plans, DatabaseWatch(self._book), traces)
         self.gatekeeper = Gatekeeper(storage, broker, self.driver, replica_id)
         self.relay = Relay(storage, broker, self.driver, unknown_agent_after=unknown_agent_after)
         self.agent_gates = AgentGates(storage, self.relay, self.driver.database)
@@ -98,11 +104,14 @@ class Replica:
         self.driver.follow(self.relay.committed)
         self.driver.follow(self.agent_gates.committed)
         self.driver.follow(self.gatekeeper.tell_holders)
+        if spans is not None:
+            self.driver.follow(RunSpans(spans).committed)
         refusals = Refusals(broker)
+        requests = RequestReader(storage, refusals, plans, traces, identities)
         self.intakes = (
-            Intake(broker, topology.RUNS_QUEUE, self.driver, RequestReader(storage, refusals, plans, identities)),
+            Intake(broker, topology.RUNS_QUEUE, self.driver, requests),
             Intake(broker, topology.RESULTS_QUEUE, self.driver, ResultReader(identities)),
-            Intake(broker, topology.COMMANDS_QUEUE, self.driver, CommandReader(refusals)),
+            Intake(broker, topology.COMMANDS_QUEUE, self.driver, CommandReader(refusals, traces)),
         )
         self.lost_tasks = LostTasks(self.driver, silent_after=silent_after)
         self.dead_letters = DeadLetterIntake(storage, broker, self.lost_tasks)

@@ -50,9 +50,9 @@ class ReplicaMeter:
         for cancelled in batch.cancelled_steps:
             self._steps.add(1, _kind(cancelled.parent_step_id), StepStatus.CANCELLED.value)
         for attempt in batch.ended_attempts:
-            assert attempt.agent_name is not None, "only agents make attempts"
-            self._attempts.add(1, attempt.agent_name)
-            self._note_attempt(attempt, attempt.agent_name)
+            if attempt.agent_name is not None:  # else it is one of a sub-workflow
+                self._attempts.add(1, attempt.agent_name)
+                self._note_attempt(attempt, attempt.agent_name)
 
     def instruments(self, replica: Replica | None) -> list[Instrument]:
         """Return all of it, with what *replica* has in hand."""

@@ -21,6 +21,7 @@ from orchestrator.service.intake import Handled, Item, Refused
 from orchestrator.service.plans import PlanCache
 from orchestrator.service.refusals import Refusals
 from orchestrator.service.senders import reply_address, requester_address, run_id_of
+from orchestrator.service.traces import RunTraces
 from orchestrator.storage.definitions import definition_id, digest
 from orchestrator.storage.port import Storage
 from schemas.codec import decode
@@ -36,11 +37,17 @@ class RequestReader:
     """Reads RunRequests; where there are identities, those for sub-workflows come from orchestrators alone."""
 
     def __init__(
-        self, storage: Storage, refusals: Refusals, plans: PlanCache, identities: Identities | None = None
+        self,
+        storage: Storage,
+        refusals: Refusals,
+        plans: PlanCache,
+        traces: RunTraces,
+        identities: Identities | None = None,
     ) -> None:
         self._storage = storage
         self._refusals = refusals
         self._plans = plans
+        self._traces = traces
         self._identities = identities
         self._stored: dict[str, tuple[str, str]] = {}  # definitions that are in the database: their id and version
 
@@ -68,6 +75,7 @@ class RequestReader:
             labels=request.labels or {},
             reply=client,
             parent_run_id=request.parent_run_id,
+            traceparent=self._traces.begin(delivery.headers, run_id),
         )
 
     async def answered(self, item: Item, answer: Answer) -> None:

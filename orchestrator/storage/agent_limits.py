@@ -66,7 +66,8 @@ _NEXT: Final = f"""
             SELECT FROM step_executions AS s WHERE s.task_id = line.task_id AND s.status = 'QUEUED'
         )
     )
-    SELECT o.message_id, o.exchange, o.routing_key, o.type, o.correlation_id, o.body, {STEP_COLUMNS}
+    SELECT o.message_id, o.exchange, o.routing_key, o.type, o.correlation_id, o.body, o.traceparent,
+        {STEP_COLUMNS}
     FROM line JOIN outbox AS o USING (message_id) JOIN step_executions AS s ON s.task_id = o.task_id
     WHERE o.held_at IS NOT NULL AND s.status = 'QUEUED'
     ORDER BY o.held_at LIMIT $2::integer FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -200,4 +201,5 @@ def _message(row: Row) -> OutboxRow:
         type=row["type"],
         correlation_id=row["correlation_id"],
         body=row["body"],
+        traceparent=row["traceparent"],
     )

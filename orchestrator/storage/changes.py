@@ -21,6 +21,7 @@ class OutboxRow(NamedTuple):
     type: str
     correlation_id: str | None
     body: bytes
+    traceparent: str | None = None
     replay: str | None = None  # JSON: the other properties of a dead letter that is sent again
 
 

@@ -14,7 +14,8 @@ HAND_OVER_SECONDS: Final = 10.0  # for so long a sweeper leaves a message to the
 
 # In the order of the index and no other: what has to be sorted has to be read first, and that may be 100,000 rows.
 _DUE: Final = """
-    SELECT message_id, run_id, step_id, task_id, exchange, routing_key, type, correlation_id, body, replay
+    SELECT message_id, run_id, step_id, task_id, exchange, routing_key, type, correlation_id, body,
+        traceparent, replay
     FROM outbox WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 """
 _DELETE: Final = "DELETE FROM outbox WHERE message_id = ANY($1::uuid[])"

@@ -21,7 +21,7 @@ RUN_COLUMNS: Final = """
     r.request_digest AS "run.request_digest", r.reply_to AS "run.reply_to", r.correlation_id AS "run.correlation_id",
     r.started_at AS "run.started_at", r.finished_at AS "run.finished_at", r.due_at AS "run.due_at",
     r.retry_of AS "run.retry_of", r.workflow_id AS "run.workflow_id", r.parent_run_id AS "run.parent_run_id",
-    r.parent_step_id AS "run.parent_step_id", r.ancestors::text AS "run.ancestors"
+    r.parent_step_id AS "run.parent_step_id", r.ancestors::text AS "run.ancestors", r.traceparent AS "run.traceparent"
 """
 
 
@@ -75,6 +75,7 @@ def to_run(row: Row) -> Run:
         finished_at=row["run.finished_at"],
         due_at=row["run.due_at"],
         retry_of=row["run.retry_of"],
+        traceparent=row["run.traceparent"],
     )
 
 

@@ -81,6 +81,7 @@ runs: Final = Table(
     Column("parent_run_id", Uuid),
     Column("parent_step_id", Text),
     Column("ancestors", JSON),  # the workflows of the runs above, the outermost first
+    Column("traceparent", Text),  # W3C Trace Context: the span that the run's own has above it
     _one_of("status", RunStatus),
     Index(None, "created_at"),
     Index(None, "status", "created_at"),
@@ -189,6 +190,7 @@ outbox: Final = Table(
     Column("routing_key", Text, nullable=False),
     Column("type", Text, nullable=False),
     Column("correlation_id", Text),
+    Column("traceparent", Text),
     Column("body", LargeBinary, nullable=False),
     _time("created_at", nullable=False, server_default=func.now()),
     _time("due_at", nullable=False),  # when a sweeper may send it; until then its writer does

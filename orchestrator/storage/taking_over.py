@@ -15,8 +15,8 @@ from orchestrator.storage.database import Connection
 
 _TAKE_OVER_RUN: Final = """
     INSERT INTO runs (id, status, definition_id, request_digest, reply_to, correlation_id, created_at, started_at,
-        due_at, retry_of, workflow_id, workflow_version, input, labels)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $7, $8, id, workflow_id, workflow_version, input, labels
+        due_at, traceparent, retry_of, workflow_id, workflow_version, input, labels)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $7, $8, $10, id, workflow_id, workflow_version, input, labels
     FROM runs WHERE id = $9
 """
 
@@ -100,6 +100,7 @@ async def take_over(connection: Connection, run: Run, what: TakeOver) -> None:
         run.started_at,
         run.due_at,
         what.run_id,
+        run.traceparent,
     )
     await connection.execute(
         _TAKE_OVER_STEPS, run.id, what.run_id, what.stopped_at, run.started_at, sorted(WITHOUT_INPUT)

@@ -1,7 +1,7 @@
 """What a transaction writes: set-based statements that take whole columns, one for each kind of change."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from datetime import datetime
 from enum import Enum, auto
 from functools import cache, partial
@@ -28,6 +28,14 @@ class CancelledStep:
     branch_name: str | None
     attempt: int
     child_run_id: UUID | None = None  # the run that carried it out
+    # What its spans tell besides; this makes it no other.
+    branches_total: int | None = field(default=None, compare=False)  # of a block
+    agent_name: str | None = field(default=None, compare=False)
+    sub_workflow_id: str | None = field(default=None, compare=False)
+    task_id: UUID | None = field(default=None, compare=False)
+    worker_id: str | None = field(default=None, compare=False)
+    created_at: datetime | None = field(default=None, compare=False)
+    queued_at: datetime | None = field(default=None, compare=False)
 
 
 GATE_LEASE_SECONDS: Final = 5.0
@@ -54,7 +62,7 @@ _RUN_TYPES: Final = {
     "id": "uuid", "workflow_id": "text", "workflow_version": "text", "definition_id": "text", "status": "text",
     "input": "json", "labels": "jsonb", "request_digest": "text", "reply_to": "text", "correlation_id": "text",
     "created_at": "timestamptz", "started_at": "timestamptz", "due_at": "timestamptz", "parent_run_id": "uuid",
-    "parent_step_id": "text", "ancestors": "json",
+    "parent_step_id": "text", "ancestors": "json", "traceparent": "text",
 }  # fmt: skip
 _RUN_CHANGES: Final = {
     "id": "uuid", "status": "text", "output": "json", "error": "json", "reply_to": "text", "correlation_id": "text",
@@ -71,6 +79,7 @@ _STEP_CHANGES: Final = _RETRY_TYPES | {
 _OUTBOX_TYPES: Final = {
     "message_id": "uuid", "run_id": "uuid", "step_id": "text", "task_id": "uuid", "exchange": "text",
     "routing_key": "text", "type": "text", "correlation_id": "text", "body": "bytea",
+    "traceparent": "text",
 }  # fmt: skip
 
 
@@ -205,13 +214,15 @@ _CANCEL_OPEN_STEPS: Final = """
             branches_ready = branches_ready * 0  -- null where it is no block
         WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
             AND ($3 IS NULL OR parent_step_id IN (SELECT block_id FROM blocks))
-        RETURNING step_id, parent_step_id, branch_name, attempt, task_id, sub_workflow_id
+        RETURNING step_id, parent_step_id, branch_name, attempt, task_id, sub_workflow_id, branches_total, agent_name,
+            created_at, queued_at, worker_id
     ), dropped AS (
         DELETE FROM outbox USING cancelled
         WHERE outbox.run_id = $1 AND outbox.held_at IS NOT NULL AND outbox.task_id = cancelled.task_id
     )
     SELECT step_id, parent_step_id, branch_name, attempt,
-        CASE WHEN sub_workflow_id IS NOT NULL THEN task_id END AS child_run_id
+        CASE WHEN sub_workflow_id IS NOT NULL THEN task_id END AS child_run_id, branches_total,
+        agent_name, sub_workflow_id, task_id, worker_id, created_at, queued_at
     FROM cancelled
 """
 _CLOSE_LINE: Final = """
@@ -352,6 +363,7 @@ def _run_inserts(runs: Iterable[tuple[Run, RunRequested]]) -> Arguments:
             run.parent.run_id if run.parent else None,
             run.parent.step_id if run.parent else None,
             dump_json(run.parent.ancestors) if run.parent else None,
+            run.traceparent,
         )
         for run, request in runs
     )

@@ -11,6 +11,7 @@ import asyncpg
 
 from agent_worker import AgentRegistry
 from agent_worker.options import WorkerOptions
+from agent_worker.tracing import AttemptTracing
 from agent_worker.worker import Worker
 from messaging import topology
 from messaging.port import Broker, OutgoingMessage, PublishOutcome, QueueMissing
@@ -79,12 +80,19 @@ class System:
         """Let the seconds pass for which sweepers leave messages to the process that wrote them."""
         await self.fetch("UPDATE outbox SET due_at = now() WHERE held_at IS NULL")
 
-    async def start_worker(self, *functions: Callable[..., Any], concurrency: int = 10, **options: Any) -> Worker:
+    async def start_worker(
+        self,
+        *functions: Callable[..., Any],
+        concurrency: int = 10,
+        tracing: AttemptTracing | None = None,
+        **options: Any,
+    ) -> Worker:
         """Start a worker whose agents are *functions*, under their own names."""
         registry = AgentRegistry()
         for function in functions:
             registry.agent(function.__name__)(function)
-        worker = Worker(await self.connect("worker"), registry, WorkerOptions(concurrency=concurrency, **options))
+        chosen = WorkerOptions(concurrency=concurrency, **options)
+        worker = Worker(await self.connect("worker"), registry, chosen, tracing=tracing)
         await worker.start()
         self._workers.append(worker)
         return worker

@@ -5,28 +5,29 @@ longer take one in has broken the promise that two versions work side by side.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from alembic.config import Config
 
 from messaging import topology
 from messaging.port import OutgoingMessage, PublishOutcome
 from orchestrator.service.notices import GateNotice, GateTicket
-from orchestrator.storage.database import Database
-from orchestrator.storage.schema import head, migrate
+from orchestrator.storage import schema
+from orchestrator.storage.migrations import versions
+from orchestrator.storage.schema import check_schema, head, migrate
 from schemas.codec import decode
 from schemas.messages import MESSAGES, RunEvent
 from tests.integration.documents import agent, one_block, workflow
-from tests.integration.replicas import Brokers
 from tests.integration.system import System
-from tests.integration.test_schema import up_to
 from tests.services.waiting import eventually
 
 VERSIONS = sorted((Path(__file__).parent / "messages").glob("*.json"))
-REVISION_BEFORE = "0009"  # the one before a migration that is to pass under runs; the code works on both
+HEAD = head()
 HELD = workflow({"one": agent("held")})
 
 
@@ -111,35 +112,63 @@ def test_every_message_of_an_earlier_version_can_be_read(earlier: dict[str, Any]
     assert {name.partition(" ")[0] for name in earlier} == models.keys() - {RunEvent.__name__}  # nobody of us reads it
 
 
-@pytest.fixture
-async def before(brokers: Brokers, database_url: str) -> AsyncIterator[System]:
-    """A system on the schema of the revision before the last."""
-    database = Database(database_url)
-    async with database.engine.begin() as connection:
-        await connection.run_sync(up_to, REVISION_BEFORE)
-    await database.close()
-    system = await System(brokers, database_url).open()
-    yield system
-    await system.close()
+NEXT_VERSION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "9999"
+down_revision = "{head}"
 
 
-async def test_a_migration_passes_under_runs_that_go_on(before: System) -> None:
+def upgrade():
+    for table in ("runs", "step_executions", "outbox", "gates"):
+        op.add_column(table, sa.Column("new", sa.Text(), nullable=True))
+        op.create_index(f"ix_{{table}}_new", table, ["new"])
+"""
+
+
+@contextmanager
+def next_version(folder: Path) -> Iterator[None]:
+    """Have migrations be those of a version that comes after this one, and only expands."""
+    (folder / "v9999_next.py").write_text(NEXT_VERSION.format(head=HEAD))
+    config_here = schema._config
+
+    def config() -> Config:
+        config = config_here()
+        config.set_main_option("path_separator", "newline")
+        config.set_main_option("version_locations", f"{versions.__path__[0]}\n{folder}")
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "_config", config)
+        forget_revisions()
+        yield
+    forget_revisions()
+
+
+def forget_revisions() -> None:
+    schema.head.cache_clear()
+    schema._known.cache_clear()
+
+
+async def test_a_migration_passes_under_runs_of_the_version_before_that_go_on(system: System, tmp_path: Path) -> None:
     async def echo(task: dict[str, Any]) -> dict[str, Any]:
         return task
 
-    await before.start_replica()
-    limited = await before.submit(one_block(40, max_parallelism=2))
-    waits, task = await queued(before)
-    worker = await before.start_worker(echo)
+    await system.start_replica()
+    limited = await system.submit(one_block(40, max_parallelism=2))
+    waits, task = await queued(system)
+    worker = await system.start_worker(echo)
     open_branches = "SELECT 1 FROM step_executions WHERE run_id = $1 AND status = 'COMPLETED'"
-    await eventually(lambda: before.fetch(open_branches, limited))
+    await eventually(lambda: system.fetch(open_branches, limited))
 
-    _, revision = await migrate(before.database.engine)
+    with next_version(tmp_path):
+        assert await migrate(system.database.engine) == (HEAD, "9999")
 
-    assert revision == head()
-    assert await before.ended(limited) == "COMPLETED"
-    await before.start_replica()
-    assert (await before.run(one_block(3))).status == "COMPLETED"
-    assert await before.status(waits) == "RUNNING"
-    assert task in (await before.task_ids(waits)).values()
+    assert await system.ended(limited) == "COMPLETED"
+    await check_schema(system.database.engine)  # so that one may start again
+    await system.start_replica()
+    assert (await system.run(one_block(3))).status == "COMPLETED"
+    assert await system.status(waits) == "RUNNING"
+    assert task in (await system.task_ids(waits)).values()
     assert worker.ready

@@ -78,7 +78,7 @@ def queued(run_id: UUID, position: int, **fields: Any) -> StepExecution:
 def message(run_id: UUID, **fields: Any) -> OutboxRow:
     """Return a message about a run."""
     known: dict[str, Any] = {"step_id": None, "task_id": None, "exchange": "tasks", "routing_key": "echo"}
-    rest: dict[str, Any] = {"type": "AgentTask", "correlation_id": None, "body": b"{}"}
+    rest: dict[str, Any] = {"type": "AgentTask", "correlation_id": None, "body": b"{}", "traceparent": "00-1-2-01"}
     return OutboxRow(**{"message_id": uuid4(), "run_id": run_id, **known, **rest, **fields})
 
 

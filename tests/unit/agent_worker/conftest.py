@@ -12,6 +12,7 @@ import pytest
 
 from agent_worker.options import WorkerOptions
 from agent_worker.registry import AgentRegistry
+from agent_worker.tracing import AttemptTracing
 from agent_worker.worker import Worker
 from messaging.memory import MemoryBroker, MemoryServer
 from messaging.port import Consumer, OutgoingMessage, PublishOutcome
@@ -66,10 +67,10 @@ class Bench:
     _results: Consumer | None = None
     _received: deque[AgentResult] = field(default_factory=deque)
 
-    def worker(self, **options: Any) -> Worker:
+    def worker(self, tracing: AttemptTracing | None = None, **options: Any) -> Worker:
         """Make a worker that says of no task that it has started, unless *options* say otherwise."""
         defaults = {"worker_id": "worker-1", "report_started_after": 3_600.0}
-        worker = Worker(self.broker, self.agents, WorkerOptions(**(defaults | options)))
+        worker = Worker(self.broker, self.agents, WorkerOptions(**(defaults | options)), tracing=tracing)
         self.workers.append(worker)
         return worker
 
@@ -78,16 +79,20 @@ class Bench:
         await worker.start()
         return worker
 
-    async def send(self, *tasks: AgentTask | bytes, to: str | None = None, earlier_deliveries: int = 0) -> None:
+    async def send(
+        self, *tasks: AgentTask | bytes, to: str | None = None, earlier_deliveries: int = 0, **headers: str
+    ) -> None:
         """Put tasks into the queue of their agent, or of the agent *to*, as if they came there for the first time."""
-        headers = {"x-delivery-count": earlier_deliveries} if earlier_deliveries else {}
+        counted = {"x-delivery-count": earlier_deliveries} if earlier_deliveries else {}
         messages = []
         for task in tasks:
             body = task if isinstance(task, bytes) else encode(task)
             agent_name = to or (task.agent_name if isinstance(task, AgentTask) else "echo")
             await self.client.declare([], [agent_queue(agent_name)])
             messages.append(
-                OutgoingMessage(TASKS_EXCHANGE, agent_name, "AgentTask", str(uuid.uuid4()), body, headers=headers)
+                OutgoingMessage(
+                    TASKS_EXCHANGE, agent_name, "AgentTask", str(uuid.uuid4()), body, headers=counted | headers
+                )
             )
         outcomes = await self.client.publish(messages)
         assert set(outcomes) == {PublishOutcome.CONFIRMED}

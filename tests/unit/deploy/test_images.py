@@ -111,7 +111,7 @@ def packages_of(extras: set[str]) -> set[str]:
 
 
 def test_the_worker_has_no_database_package_and_the_orchestrator_all_that_it_needs() -> None:
-    assert extras_of("worker") == {"monitoring"}
+    assert extras_of("worker") == {"monitoring", "tracing"}
     assert not packages_of(extras_of("worker")) & DATABASE_PACKAGES
     assert {"sqlalchemy", "asyncpg", "alembic"} <= packages_of(extras_of("orchestrator"))
     assert "starlette" in packages_of(extras_of("worker")) & packages_of(extras_of("orchestrator"))

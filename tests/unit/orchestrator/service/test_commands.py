@@ -14,6 +14,7 @@ from orchestrator.service.batch import Answer
 from orchestrator.service.commands import CommandReader
 from orchestrator.service.intake import Item, Refused
 from orchestrator.service.refusals import Refusals
+from orchestrator.service.traces import RunTraces
 from schemas.codec import decode, encode
 from schemas.messages import CancelRun, Message, RetryRun, RunResult
 from schemas.statuses import ResultStatus
@@ -39,7 +40,7 @@ def told() -> Told:
 
 @pytest.fixture
 def reader(told: Any) -> CommandReader:
-    return CommandReader(Refusals(told))
+    return CommandReader(Refusals(told), RunTraces())
 
 
 def delivery(

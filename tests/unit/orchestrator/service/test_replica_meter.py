@@ -49,6 +49,12 @@ async def test_an_attempt_that_is_followed_by_another_is_counted_without_ending_
     assert found["forkjoin_steps_ended"].values == {}
 
 
+async def test_an_attempt_of_a_sub_workflow_is_none_of_an_agent() -> None:
+    attempt = step_row(agent_name=None, sub_workflow_id="child", status=StepStatus.QUEUED, queued_at=after(0))
+    found = await counted(Committed([], ended_attempts=[attempt]))
+    assert found["forkjoin_attempts_repeated"].values == {}
+
+
 async def test_steps_and_branches_are_counted_apart_by_how_they_ended() -> None:
     ended = [
         branch_row("a", StepStatus.COMPLETED),
