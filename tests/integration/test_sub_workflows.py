@@ -432,12 +432,17 @@ async def test_results_of_attempts_that_are_over_or_never_were_have_no_effect(sy
     run_id = uuid4()
     await system.run(parent(), run_id=run_id)
     below = await child_of(system, run_id)
-    failed = RunResult(run_id=below, status=ResultStatus.CANCELLED, output=None, error=None)
-    for correlation_id in (f"{run_id}/{below}", f"{run_id}/{uuid4()}", f"{uuid4()}/{below}"):
-        await publish_result(system, failed, correlation_id)
-    for correlation_id in (None, "nonsense", f"{run_id}"):
-        await publish_result(system, failed, correlation_id)
-    letters = await system.dead_letters(3)
+    over = RunResult(run_id=below, status=ResultStatus.CANCELLED, output=None, error=None)
+    never = over.model_copy(update={"run_id": uuid4()})
+    for result, correlation_id in (
+        (over, f"{run_id}/{below}"),
+        (over, f"{uuid4()}/{below}"),
+        (never, f"{run_id}/{never.run_id}"),
+    ):
+        await publish_result(system, result, correlation_id)
+    for correlation_id in (None, "nonsense", f"{run_id}", f"{run_id}/{never.run_id}"):
+        await publish_result(system, over, correlation_id)
+    letters = await system.dead_letters(4)
     assert {letter["code"] for letter in letters} == {"unknown_correlation"}
     assert (await system.statuses(run_id))["calls"] == "COMPLETED"
     await system.quiet()
