@@ -94,6 +94,11 @@ class RabbitmqBroker:
         """How often one of the connections was lost and restored."""
         return self._outage.reconnects
 
+    async def server_version(self) -> str:
+        """Return the version that the server told when we connected."""
+        session = await self._consuming.session()
+        return session.server_version
+
     async def connect(self) -> None:
         """Connect, and keep trying with back-off until it works.
 

@@ -51,6 +51,12 @@ class Session:
     writer: FrameWriter
     router: FrameRouter
 
+    @property
+    def server_version(self) -> str:
+        """What the server says it is, such as `4.0.5`; empty where it says nothing."""
+        version = self.connection.server_properties.get("version", "")
+        return version.decode() if isinstance(version, bytes) else str(version)
+
     async def open_channel(self, *, confirms: bool = False) -> Channel:
         """Open a channel. Raises ChannelLost when the connection ends meanwhile, or the broker does not answer."""
         with using_channel("opening a channel"):

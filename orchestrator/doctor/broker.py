@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from messaging.definitions import DELIVERY_LIMIT, Role, User, rights_of
 from messaging.port import Broker, Queue, QueueDepth, QueueMissing
+from messaging.rabbitmq import RabbitmqBroker
 from messaging.rabbitmq.declaration import queue_arguments
 from messaging.topology import DEAD_LETTERS_EXCHANGE, QUEUES, agent_queue
 from orchestrator.doctor.findings import Finding, ok, problem, unknown, warning
@@ -33,7 +34,6 @@ _NEEDED: Final = {
 class Managed:
     """What the management API says of a vhost."""
 
-    version: str
     nodes: Sequence[Mapping[str, Any]]
     queues: Mapping[str, Mapping[str, Any]]
     permissions: Mapping[str, str] | None  # of our user, empty where it has none; None: we are not told
@@ -43,16 +43,18 @@ class Managed:
 class BrokerFacts:
     """What was asked of RabbitMQ; None where it could not be."""
 
+    version: str
     depths: Mapping[str, QueueDepth | None]  # of queues by name; None: there is none
     managed: Managed | None = None
     agents: Sequence[str] = field(default_factory=tuple)  # those of which tasks are open
 
 
-async def ask_broker(broker: Broker, agents: Iterable[str], managed: Managed | None) -> BrokerFacts:
+async def ask_broker(broker: RabbitmqBroker, agents: Iterable[str], managed: Managed | None) -> BrokerFacts:
     """Look at the queues, without declaring any; *broker* is connected."""
     known = tuple(agents)
     names = [queue.name for queue in (*QUEUES, *map(agent_queue, known))]
-    return BrokerFacts({name: await _depth(broker, name) for name in names}, managed, known)
+    depths = {name: await _depth(broker, name) for name in names}
+    return BrokerFacts(await broker.server_version(), depths, managed, known)
 
 
 def ask_management(management: Management, vhost: str, user: str) -> Managed:
@@ -61,7 +63,6 @@ def ask_management(management: Management, vhost: str, user: str) -> Managed:
     if not isinstance(overview, dict) or "rabbitmq_version" not in overview:
         raise ManagementUnavailable(f"what answers at {management.base} is not RabbitMQ's management API")
     return Managed(
-        version=str(overview["rabbitmq_version"]),
         nodes=management.get("nodes"),
         queues={queue["name"]: queue for queue in management.get("queues", vhost)},
         permissions=_ask_permissions(management, vhost, user),
@@ -73,20 +74,19 @@ def examine_broker(facts: BrokerFacts, longest_timeout: float | None, max_messag
 
     *longest_timeout* is in seconds, of all agents: infinite where some have no limit, None where it is not known.
     """
+    yield _version(facts.version)
+    yield _message_size(facts.version, max_message_bytes)
     yield _own_queues(facts)
     yield from _agent_queues(facts)
     if facts.managed is None:
-        yield unknown("broker_version", "AMQP does not tell the settings", f"{_BY_HAND}`rabbitmqctl version`")
         yield unknown("delivery_limits", "AMQP does not tell policies", f"{_BY_HAND}`rabbitmqctl list_policies`")
         yield unknown("alarms", "AMQP does not tell alarms", f"{_BY_HAND}`rabbitmq-diagnostics alarms`")
         yield _consumer_timeout(None, longest_timeout)
         return
     managed = facts.managed
-    yield _version(managed.version)
-    yield _message_size(managed.version, max_message_bytes)
     yield _alarms(managed.nodes)
     yield from _arguments(facts)
-    yield from _delivery_limits(managed)
+    yield from _delivery_limits(managed, facts.version)
     yield _permissions(managed.permissions)
     yield _consumer_timeout(managed, longest_timeout)
 
@@ -188,9 +188,9 @@ def _difference(queue: Queue, found: Mapping[str, Any]) -> str | None:
     return None if found.get("durable") else "is not durable, and should be"
 
 
-def _delivery_limits(managed: Managed) -> Iterator[Finding]:
+def _delivery_limits(managed: Managed, version: str) -> Iterator[Finding]:
     work = [queue for name, queue in managed.queues.items() if _WORK.match(name)]
-    drops = sorted(str(queue["name"]) for queue in work if _drops(queue, managed.version))
+    drops = sorted(str(queue["name"]) for queue in work if _drops(queue, version))
     advice = "import the policies of `forkjoin rabbitmq definitions`"
     if not work:
         yield unknown("delivery_limits", _NO_QUEUES, _MAKE_QUEUES)

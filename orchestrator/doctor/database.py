@@ -28,6 +28,7 @@ _WAITING: Final = """
         (SELECT count(*) FROM dead_letters) AS dead_letters,
         (SELECT count(*) FROM runs WHERE status IN ('PENDING', 'RUNNING')) AS open_runs
 """
+_IN_USE: Final = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
 _DEFINITIONS: Final = "SELECT document::text AS document FROM workflows ORDER BY created_at DESC LIMIT $1"
 
 
@@ -46,6 +47,7 @@ class DatabaseFacts:
     """What was asked of Postgres."""
 
     settings: Mapping[str, str]
+    in_use: int  # connections, of all its clients
     apart: timedelta  # its clock from ours
     schema_difference: str | None
     content: Content | None  # None where the schema is another
@@ -56,11 +58,12 @@ async def ask_database(database: Database) -> DatabaseFacts:
     difference = await schema_difference(database)
     async with database.connection() as connection:
         settings = {name: await connection.fetchval("SELECT current_setting($1)", name) for name in _SETTINGS}
+        in_use = await connection.fetchval(_IN_USE)
         before = datetime.now(UTC)
         theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
         apart = theirs - (before + (datetime.now(UTC) - before) / 2)
         content = None if difference is not None else await _content(connection)
-    return DatabaseFacts(settings, apart, difference, content)
+    return DatabaseFacts(settings, in_use, apart, difference, content)
 
 
 def examine_database(facts: DatabaseFacts, pool_size: int) -> Iterator[Finding]:
@@ -68,7 +71,7 @@ def examine_database(facts: DatabaseFacts, pool_size: int) -> Iterator[Finding]:
     yield _version(facts.settings)
     yield _schema(facts.schema_difference)
     yield from _durability(facts.settings)
-    yield _connections(int(facts.settings["max_connections"]), pool_size)
+    yield _connections(int(facts.settings["max_connections"]), facts.in_use, pool_size)
     yield _clock(facts.apart)
     if facts.content is not None:
         yield _outbox(facts.content)
@@ -101,13 +104,18 @@ def _durability(settings: Mapping[str, str]) -> Iterator[Finding]:
         yield ok("database_durability", "commits are durable")
 
 
-def _connections(most: int, pool_size: int) -> Finding:
+def _connections(most: int, in_use: int, pool_size: int) -> Finding:
     room = (most - RESERVED) // pool_size
-    seen = f"max_connections is {most}: room for {max(room, 0)} orchestrators of {pool_size} connections each"
+    seen = (
+        f"max_connections is {most}: room for {max(room, 0)} orchestrators of {pool_size} connections each; "
+        f"{in_use} are in use"
+    )
     if room < 1:
         return problem("database_connections", seen, "raise max_connections, or lower FORKJOIN_DATABASE_POOL_SIZE")
     if room < 2:
         return warning("database_connections", seen, "raise max_connections before you start a second orchestrator")
+    if most - RESERVED - in_use < pool_size:
+        return warning("database_connections", seen, "raise max_connections before you start another orchestrator")
     return ok("database_connections", seen)
 
 

@@ -60,6 +60,8 @@ def test_before_anything_was_set_up_it_says_what_to_do_and_ends_with_1(bare: Clu
     )
     assert found["queues"]["level"] == "problem"
     assert found["alarms"]["level"] == "unknown"
+    assert found["broker_version"]["seen"].startswith("RabbitMQ ")
+    assert found["broker_version"]["level"] == "ok"
 
 
 def test_servers_that_are_not_there_are_findings_too(cluster: Cluster) -> None:
