@@ -61,6 +61,7 @@ def _shares(ours: dict[str, Row], stored: dict[str, Row]) -> list[Figure]:
     wanted = [
         ("limited block, of the unlimited one's rate", ours.get("limited-10000-by-100"), ours.get("block-10000"), 0.5),
         ("100,000 branches, of the rate of 10,000", ours.get("block-100000"), ours.get("block-10000"), 0.85),
+        ("100,000 iterations, of the rate of 10,000", ours.get("loop-100000"), ours.get("loop-10000"), 0.85),
         ("with 100,000 runs stored, of the rate with none", stored.get("block-10000"), ours.get("block-10000"), 0.9),
     ]
     return [
@@ -71,10 +72,11 @@ def _shares(ours: dict[str, Row], stored: dict[str, Row]) -> list[Figure]:
 
 
 def _memory(ours: dict[str, Row]) -> list[Figure]:
-    row = ours.get("block-100000")
-    if row is None or Role.ORCHESTRATOR not in row.peak_bytes:
-        return []
-    return [_at_most("orchestrator's memory at 100,000 branches", row.peak_bytes[Role.ORCHESTRATOR] / 1e6, 300, "MB")]
+    return [
+        _at_most(f"orchestrator's memory at {what}", row.peak_bytes[Role.ORCHESTRATOR] / 1e6, 300, "MB")
+        for name, what in (("loop-100000", "100,000 iterations"), ("block-100000", "100,000 branches"))
+        if (row := ours.get(name)) is not None and Role.ORCHESTRATOR in row.peak_bytes
+    ]
 
 
 def _idle(idle: Idle) -> list[Figure]:

@@ -12,6 +12,7 @@ class Group(StrEnum):
 
     MESSAGES = "messages"
     BLOCK = "block"
+    LOOP = "loop"
     RUNS = "runs"
     LATENCY = "latency"
     LIMITED = "limited"
@@ -52,13 +53,18 @@ class Load:
         limit = "" if self.limit is None else f", max_parallelism {self.limit}"
         naps = ", each 50 to 150 ms long" if self.naps else ""
         runs = f"{self.runs} runs" if self.runs > 1 else "1 run"
+        kind = "iterations" if self.group is Group.LOOP else "branches"
         order = ", one after the other" if self.one_by_one else " at once" if self.runs > 1 else ""
-        return f"{runs}{order}, of {self.branches:,} branches{limit}{naps}"
+        return f"{runs}{order}, of {self.branches:,} {kind}{limit}{naps}"
 
     @property
     def total(self) -> int:
         """Branches of all runs."""
         return self.branches * self.runs
+
+    def items(self) -> list[dict[str, object]]:
+        """Return what the loop goes through, where it is one."""
+        return [self.given(branch) for branch in range(self.branches)] if self.group is Group.LOOP else []
 
     def given(self, branch: int) -> dict[str, object]:
         """Return the input of the branch with this number."""
@@ -77,6 +83,7 @@ def all_loads(*, quick: bool, large: bool) -> list[Load]:
         return [
             Load(Group.BLOCK, 10),
             Load(Group.BLOCK, 50),
+            Load(Group.LOOP, 20),
             Load(Group.RUNS, 4, runs=5),
             Load(Group.LATENCY, 4, runs=5, one_by_one=True),
             Load(Group.LIMITED, 20, limit=4),
@@ -86,7 +93,9 @@ def all_loads(*, quick: bool, large: bool) -> list[Load]:
         Load(Group.BLOCK, 100),
         Load(Group.BLOCK, 1000),
         Load(Group.BLOCK, 10_000),
-        *([Load(Group.BLOCK, 100_000, seconds=600)] if large else []),
+        Load(Group.LOOP, 10_000),
+        # The loop first: memory that a process has had once it may keep.
+        *([Load(group, 100_000, seconds=600) for group in (Group.LOOP, Group.BLOCK)] if large else []),
         Load(Group.RUNS, 10, runs=200),
         Load(Group.LATENCY, 10, runs=100, one_by_one=True),
         Load(Group.LIMITED, 10_000, limit=100),

@@ -86,9 +86,9 @@ class Forkjoin:
         """Submit the runs and wait for their results, on one queue for all replies."""
         workflow = _workflow(load)
         if load.one_by_one:
-            times = [await self._exchange([_request(workflow, self._replies)], load) for _ in range(load.runs)]
+            times = [await self._exchange([_request(workflow, load, self._replies)], load) for _ in range(load.runs)]
             return Outcome(sum(wall for wall, _ in times), tuple(wall for wall, _ in times))
-        wall, outputs = await self._exchange([_request(workflow, self._replies) for _ in range(load.runs)], load)
+        wall, outputs = await self._exchange([_request(workflow, load, self._replies) for _ in range(load.runs)], load)
         return Outcome(wall, tuple(_refills(outputs, load)) if load.naps else ())
 
     async def stop(self) -> None:
@@ -128,6 +128,11 @@ class Forkjoin:
 
 
 def _workflow(load: Load) -> dict[str, Any]:
+    if load.group is Group.LOOP:
+        config = {"collection": "${workflow.input.items}", "loop_body": ["one"], "execution_mode": "parallel"}
+        loop = {"type": "loop", "loop_config": {**config, "max_iterations": load.branches}}
+        one = {"agent_name": "echo", "input_mapping": {"n": "${loop.item.n}", "text": "${loop.item.text}"}}
+        return {"name": load.name, "start_step": "loop", "steps": {"loop": loop, "one": one}}
     names = [f"b{branch}" for branch in range(load.branches)]
     block: dict[str, Any] = {"type": "parallel", "parallel_steps": names}
     if load.limit is not None:
@@ -137,8 +142,8 @@ def _workflow(load: Load) -> dict[str, Any]:
     return {"name": load.name, "start_step": "block", "steps": {"block": block, **branches}}
 
 
-def _request(workflow: dict[str, Any], replies: Queue) -> OutgoingMessage:
-    body = json.dumps({"version": 1, "workflow": workflow, "input": {}}).encode()
+def _request(workflow: dict[str, Any], load: Load, replies: Queue) -> OutgoingMessage:
+    body = json.dumps({"version": 1, "workflow": workflow, "input": {"items": load.items()}}).encode()
     return OutgoingMessage(SUBMIT_EXCHANGE, RUNS_KEY, "RunRequest", uuid.uuid4().hex, body, reply_to=replies.name)
 
 
@@ -147,7 +152,8 @@ def _output(body: bytes, load: Load) -> dict[str, Any]:
     if result["status"] != "COMPLETED":
         raise WrongResults(f"run {result.get('run_id')} is {result['status']}: {result.get('error')}")
     output: dict[str, Any] = result["output"]
-    check(list(output.values()), load)
+    looped = load.group is Group.LOOP
+    check([one["output"] for one in output["iterations"]] if looped else list(output.values()), load)
     return output
 
 

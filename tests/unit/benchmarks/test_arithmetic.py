@@ -173,7 +173,7 @@ def test_the_goals_name_loads_that_there_are() -> None:
         for load in loads
         for system in ("forkjoin", "forkjoin, 100,000 runs stored", REFERENCE)
     ]
-    assert len(figures(summarise(loads, samples, [], REFERENCE), None)) == 9
+    assert len(figures(summarise(loads, samples, [], REFERENCE), None)) == 10
 
 
 def test_a_profile_counts_own_and_all_samples_of_a_function() -> None:
