@@ -118,6 +118,8 @@ def run_tree(details: RunDetails, waiting: Mapping[str, WaitingFor], *, all_bran
     if summary.parent_run_id is not None:
         above = escape(summary.parent_step_id or "")
         _console.print(f"carries out step {above} of run {summary.parent_run_id}")
+    if summary.trace_id is not None:
+        _console.print(f"trace {summary.trace_id}")
     if details.error is not None:
         _console.print(f"[red]{escape(details.error.message)}[/red] \\[{details.error.code}]")
     tree = Tree("", hide_root=True)

@@ -14,7 +14,7 @@ from schemas.messages import ErrorInfo
 from schemas.statuses import JoinPolicy, RunStatus, StepStatus
 
 _SUMMARY: Final = """r.id, r.workflow_id, r.workflow_version, r.status, r.labels, r.created_at, r.started_at,
-        r.finished_at, r.retry_of, r.parent_run_id, r.parent_step_id,
+        r.finished_at, r.retry_of, r.parent_run_id, r.parent_step_id, substr(r.traceparent, 4, 32) AS trace_id,
         ARRAY(SELECT id FROM runs WHERE retry_of = r.id ORDER BY created_at, id) AS retried_as"""
 _RUNS: Final = f"""
     SELECT {_SUMMARY}
@@ -84,6 +84,7 @@ class RunSummary:
     retried_as: Sequence[UUID] = ()  # the runs that have taken over from it, the oldest first
     parent_run_id: UUID | None = None  # whose step it carries out
     parent_step_id: str | None = None
+    trace_id: str | None = None  # of W3C Trace Context, in hexadecimal digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,7 @@ def _summary(row: Row) -> RunSummary:
         retried_as=row["retried_as"],
         parent_run_id=row["parent_run_id"],
         parent_step_id=row["parent_step_id"],
+        trace_id=row["trace_id"],
     )
 
 

@@ -19,6 +19,7 @@ from messaging.tracing.sdk import Exporter
 from orchestrator.client import Client
 from orchestrator.service.traces import run_span_id
 from orchestrator.storage.definitions import register_workflow
+from orchestrator.storage.queries import get_run
 from schemas.codec import decode, encode
 from schemas.messages import RunRequest, RunResult
 from schemas.statuses import ResultStatus
@@ -127,6 +128,9 @@ async def test_one_trace_runs_from_the_client_through_orchestrators_and_workers_
     run = only(spans, "run traced")
     assert run.context.trace_id == above.trace_id
     assert result.traceparent == written(run.context)
+    assert result.run.run_id is not None
+    details = await get_run(traced.database, result.run.run_id)
+    assert details.summary.trace_id == f"{run.context.trace_id:032x}"
     assert {span.resource.attributes["service.name"] for span in spans} >= {"worker"}
     assert all(span.start_time <= span.end_time for span in spans)  # type: ignore[operator]
     assert all(span.status.status_code is StatusCode.UNSET for span in spans)

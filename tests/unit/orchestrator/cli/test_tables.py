@@ -97,6 +97,12 @@ def test_a_run_is_shown_with_those_that_it_retries_and_that_retry_it(console: Co
     assert f"UTC retry of {first} retried as {second}, {third}" in shown
 
 
+def test_a_run_that_is_traced_is_shown_with_its_trace(console: Console) -> None:
+    run = replace(summary(), trace_id="0af7651916cd43dd8448eb211c80319c")
+    tables.run_tree(RunDetails(run, None, None, None, []), {}, all_branches=False)
+    assert "trace 0af7651916cd43dd8448eb211c80319c" in written(console).splitlines()
+
+
 def test_labels_have_a_column_where_any_run_has_some(console: Console) -> None:
     console.width = 200
     tables.runs_table([summary()])
