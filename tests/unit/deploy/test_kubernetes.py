@@ -1,5 +1,6 @@
 """The manifests: valid for Kubernetes, strictly, and true to what the services read, answer and need."""
 
+import copy
 import re
 import shutil
 import subprocess
@@ -185,6 +186,70 @@ def test_workers_reach_rabbitmq_and_never_postgres_and_nobody_reaches_them_but_t
     assert "from" in rule
 
 
+# Components
+
+
+def patched(component: str, workload: str) -> dict[str, Any]:
+    """Return a workload of the base as the patches of a component make it."""
+    [kustomization] = documents(KUBERNETES / "components" / component / "kustomization.yaml")
+    result = copy.deepcopy(BASE["Deployment", workload])
+    for patch in kustomization["patches"]:
+        if re.fullmatch(patch["target"]["name"], workload):
+            for step in yaml.safe_load(patch["patch"]):
+                apply(step, result)
+    return result
+
+
+def apply(step: dict[str, Any], to: Any) -> None:
+    """Do what one step of a JSON patch says."""
+    *path, last = step["path"].removeprefix("/").split("/")
+    for part in path:
+        to = to[int(part)] if isinstance(to, list) else to[part]
+    if step["op"] == "add" and last == "-":
+        to.append(step["value"])
+        return
+    assert step["op"] == "replace"
+    assert last in to, "there is nothing to replace"
+    to[last] = step["value"]
+
+
+@pytest.mark.parametrize(
+    ("component", "workload", "secret"),
+    [
+        ("rabbitmq", "forkjoin-orchestrator", ("forkjoin-rabbitmq-default-user", "connection_string")),
+        ("rabbitmq", "forkjoin-worker", ("forkjoin-rabbitmq-default-user", "connection_string")),
+        ("users", "forkjoin-orchestrator", ("forkjoin-orchestrator", "amqp-url")),
+        ("users", "forkjoin-worker", ("forkjoin-worker", "amqp-url")),
+    ],
+)
+def test_a_component_says_where_the_url_of_rabbitmq_comes_from(
+    component: str, workload: str, secret: tuple[str, str]
+) -> None:
+    changed = patched(component, workload)
+    check(changed)
+    [url] = [one for one in container(changed)["env"] if one["name"] == "FORKJOIN_AMQP_URL"]
+    assert url["valueFrom"]["secretKeyRef"] == {"name": secret[0], "key": secret[1]}
+    [before] = [one for one in container(BASE["Deployment", workload])["env"] if one["name"] == "FORKJOIN_AMQP_URL"]
+    assert before != url
+
+
+def test_services_with_users_of_their_own_sign_and_workers_declare_nothing() -> None:
+    given = {
+        workload: {one["name"]: one.get("value") for one in container(patched("users", workload))["env"]}
+        for workload in ("forkjoin-orchestrator", "forkjoin-worker")
+    }
+    assert {workload: found["FORKJOIN_AMQP_SIGN"] for workload, found in given.items()} == dict.fromkeys(given, "true")
+    assert given["forkjoin-worker"]["FORKJOIN_WORKER_DECLARE"] == "false"
+    for workload, found in given.items():
+        assert found.keys() <= {f"FORKJOIN_{field.upper()}" for field in SETTINGS[workload].model_fields}
+
+
+def test_in_production_services_have_users_of_their_own_after_the_operators() -> None:
+    [production] = documents(KUBERNETES / "overlays" / "production" / "kustomization.yaml")
+    components = [Path(one).name for one in production["components"]]
+    assert components.index("rabbitmq") < components.index("users")
+
+
 # KEDA
 
 
@@ -270,7 +335,7 @@ def test_what_an_overlay_comes_to_is_valid_and_in_its_namespace(rendered: list[d
     assert {metadata.get("namespace") for metadata in others} == {namespace}
 
 
-def test_in_production_urls_come_from_the_operators_and_keda_alone_scales_workers() -> None:
+def test_in_production_urls_come_from_secrets_and_keda_alone_scales_workers() -> None:
     rendered = {(document["kind"], name_of(document)): document for document in render("production")}
     assert ("RabbitmqCluster", "forkjoin-rabbitmq") in rendered
     assert rendered["RabbitmqCluster", "forkjoin-rabbitmq"]["spec"]["replicas"] == 3
@@ -282,10 +347,10 @@ def test_in_production_urls_come_from_the_operators_and_keda_alone_scales_worker
         for variable in container(document)["env"]
         if "valueFrom" in variable
     }
-    broker, database = ("connection_string", "forkjoin-rabbitmq-default-user"), ("uri", "forkjoin-postgres-app")
+    database = ("uri", "forkjoin-postgres-app")
     assert secrets == {
-        ("forkjoin-orchestrator", "FORKJOIN_AMQP_URL"): broker,
-        ("forkjoin-worker", "FORKJOIN_AMQP_URL"): broker,
+        ("forkjoin-orchestrator", "FORKJOIN_AMQP_URL"): ("amqp-url", "forkjoin-orchestrator"),
+        ("forkjoin-worker", "FORKJOIN_AMQP_URL"): ("amqp-url", "forkjoin-worker"),
         ("forkjoin-orchestrator", "FORKJOIN_DATABASE_URL"): database,
         ("forkjoin-migrate", "FORKJOIN_DATABASE_URL"): database,
     }
