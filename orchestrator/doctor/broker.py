@@ -136,6 +136,8 @@ def _agent_queues(facts: BrokerFacts) -> Iterator[Finding]:
 
 def _version(version: str) -> Finding:
     seen = f"RabbitMQ {version}"
+    if not _numbers(version):
+        return unknown("broker_version", "the broker does not tell its version", f"{_BY_HAND}`rabbitmqctl version`")
     if _numbers(version) < OLDEST:
         return problem("broker_version", seen, "upgrade RabbitMQ to 3.10 or newer")
     return ok("broker_version", seen)
@@ -145,8 +147,12 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
+def _major(version: str) -> int:
+    return next(iter(_numbers(version)), 4)  # the stricter one where it is not told
+
+
 def _message_size(version: str, ours: int) -> Finding:
-    theirs = _SMALLEST_MAXIMUM[4 if _numbers(version)[0] >= 4 else 3]
+    theirs = _SMALLEST_MAXIMUM[4 if _major(version) >= 4 else 3]
     if ours > theirs:
         seen = f"FORKJOIN_MAX_MESSAGE_BYTES is {ours:,}, and RabbitMQ takes {theirs:,} unless it is told otherwise"
         return warning("message_size", seen, "set max_message_size in rabbitmq.conf to as much")
@@ -206,8 +212,8 @@ def _delivery_limits(managed: Managed, version: str) -> Iterator[Finding]:
 
 def _drops(queue: Mapping[str, Any], version: str) -> bool:
     policy = _policy(queue)
-    limited = _numbers(version)[0] >= 4 or "delivery-limit" in policy
-    unlimited = policy.get("delivery-limit") == -1 and _numbers(version)[0] >= 4
+    limited = _major(version) >= 4 or "delivery-limit" in policy
+    unlimited = policy.get("delivery-limit") == -1 and _major(version) >= 4
     return limited and not unlimited and policy.get("dead-letter-exchange") != DEAD_LETTERS_EXCHANGE
 
 

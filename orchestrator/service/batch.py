@@ -418,7 +418,8 @@ class Batch:
 
 
 def _interrupted(run_id: UUID, step: CancelledStep, now: datetime) -> StepExecution:
-    total = step.branches_total
+    total, failed = step.branches_total, step.branches_failed or 0
+    branches = None if total is None else Branches(total, 0, failed, dispatched=0, passed=total, max_parallelism=None)
     return StepExecution(
         run_id=run_id,
         step_id=step.step_id,
@@ -430,7 +431,7 @@ def _interrupted(run_id: UUID, step: CancelledStep, now: datetime) -> StepExecut
         attempt=step.attempt,
         task_id=step.task_id,
         worker_id=step.worker_id,
-        branches=Branches(total, open=0, failed=0, dispatched=0, passed=total, max_parallelism=None) if total else None,
+        branches=branches,
         created_at=step.created_at,
         queued_at=step.queued_at,
         finished_at=now,

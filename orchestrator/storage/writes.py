@@ -30,6 +30,7 @@ class CancelledStep:
     child_run_id: UUID | None = None  # the run that carried it out
     # What its spans tell besides; this makes it no other.
     branches_total: int | None = field(default=None, compare=False)  # of a block
+    branches_failed: int | None = field(default=None, compare=False)
     agent_name: str | None = field(default=None, compare=False)
     sub_workflow_id: str | None = field(default=None, compare=False)
     task_id: UUID | None = field(default=None, compare=False)
@@ -214,15 +215,15 @@ _CANCEL_OPEN_STEPS: Final = """
             branches_ready = branches_ready * 0  -- null where it is no block
         WHERE run_id = $1 AND status IN ('PENDING', 'QUEUED', 'RUNNING')
             AND ($3 IS NULL OR parent_step_id IN (SELECT block_id FROM blocks))
-        RETURNING step_id, parent_step_id, branch_name, attempt, task_id, sub_workflow_id, branches_total, agent_name,
-            created_at, queued_at, worker_id
+        RETURNING step_id, parent_step_id, branch_name, attempt, task_id, sub_workflow_id, branches_total,
+            branches_failed, agent_name, created_at, queued_at, worker_id
     ), dropped AS (
         DELETE FROM outbox USING cancelled
         WHERE outbox.run_id = $1 AND outbox.held_at IS NOT NULL AND outbox.task_id = cancelled.task_id
     )
     SELECT step_id, parent_step_id, branch_name, attempt,
         CASE WHEN sub_workflow_id IS NOT NULL THEN task_id END AS child_run_id, branches_total,
-        agent_name, sub_workflow_id, task_id, worker_id, created_at, queued_at
+        branches_failed, agent_name, sub_workflow_id, task_id, worker_id, created_at, queued_at
     FROM cancelled
 """
 _CLOSE_LINE: Final = """

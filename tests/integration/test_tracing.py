@@ -230,22 +230,27 @@ async def test_what_a_cancelled_run_had_begun_has_spans_and_what_waited_has_none
     begun = asyncio.Event()
 
     async def search(task: Any) -> None:
+        if task["n"] == 0:
+            raise ValueError("no luck")
         begun.set()
-        await asyncio.sleep(600)
+        await asyncio.Event().wait()
 
     await traced.start_worker(search, tracing=worker_tracing(collected), report_started_after=0)
-    run_id = await traced.submit(one_block(3, agent_name="search", max_parallelism=1))
+    run_id = await traced.submit(one_block(4, agent_name="search", max_parallelism=1))
     await begun.wait()
-    await traced.step_is(run_id, "b0", "RUNNING")
+    await traced.step_is(run_id, "b1", "RUNNING")
     await traced.cancel(run_id)
     assert await traced.ended(run_id) == "CANCELLED"
-    await eventually(lambda: named(collected.spans(), f"{PROCESSED}search:agent.search"))
+    await eventually(lambda: len(named(collected.spans(), f"{PROCESSED}search:agent.search")) == 2)
     spans = collected.spans()
     assert connected(spans)
-    assert tree(spans, run_span_id(run_id)) == {
-        "block block": {"branch b0": {f"{SENT}search": {f"{PROCESSED}search:agent.search": {}}}}
-    }
-    assert {span.attributes["forkjoin.status"] for span in spans if span.kind is SpanKind.INTERNAL} == {"CANCELLED"}  # type: ignore[index]
+    searched = {f"{SENT}search": {f"{PROCESSED}search:agent.search": {}}}
+    assert tree(spans, run_span_id(run_id)) == {"block block": {"branch b0": searched, "branch b1": searched}}
+    whole = only(spans, "block block")
+    assert whole.attributes is not None
+    assert (whole.attributes["forkjoin.branches"], whole.attributes["forkjoin.branches_failed"]) == (4, 1)
+    ended = {span.name: span.attributes["forkjoin.status"] for span in spans if span.kind is SpanKind.INTERNAL}  # type: ignore[index]
+    assert ended == {"block block": "CANCELLED", "branch b0": "FAILED", "branch b1": "CANCELLED"}
 
 
 async def test_iterations_of_a_loop_share_the_names_of_their_spans(traced: System, collected: Collected) -> None:

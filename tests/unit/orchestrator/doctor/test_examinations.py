@@ -124,6 +124,7 @@ def test_a_good_broker_is_all_right() -> None:
         (with_depth("agent.x", None), "agent_queue", PROBLEM),
         (with_depth("agent.x", QueueDepth(ready=1, consumers=0)), "agent_queue", PROBLEM),
         (replace(BROKER, version="3.9.1"), "broker_version", PROBLEM),
+        (replace(BROKER, version=""), "broker_version", UNKNOWN),
         (managed(nodes=[{"name": "n", "mem_alarm": True}]), "alarms", PROBLEM),
         (managed(nodes=[{"name": "n", "disk_free_alarm": True}]), "alarms", PROBLEM),
         (managed(nodes=[{"name": "n", "running": False}]), "alarms", PROBLEM),
