@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,14 @@ class Occupancy:
 def read_journal(path: Path) -> list[Execution]:
     """Return the executions that have ended, in the order of their ends."""
     return [Execution(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def without_repeats(executions: Iterable[Execution]) -> list[Execution]:
+    """Return the first execution of each attempt: after a crash an agent may be executed again for one that is over."""
+    first: dict[tuple[str, str, int], Execution] = {}
+    for execution in sorted(executions, key=lambda execution: execution.start):
+        first.setdefault((execution.run_id, execution.step_id, execution.attempt), execution)
+    return list(first.values())
 
 
 def occupancy(executions: list[Execution]) -> Occupancy:
