@@ -33,8 +33,8 @@ GARBAGE_THRESHOLDS: Final = (20_000, 50, 100)
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def make_database(settings: Settings) -> Database:
-    """Return the database that the settings name.
+def make_database(settings: Settings, *, steady_plans: bool = False) -> Database:
+    """Return the database that the settings name; *steady_plans* as `Database` has it.
 
     Raises:
         WrongUse: They name none.
@@ -44,7 +44,8 @@ def make_database(settings: Settings) -> Database:
             "set FORKJOIN_DATABASE_URL, for example postgresql://user:password@localhost:5432/forkjoin "
             "(only `forkjoin run` and `forkjoin runs` work without it, on the embedded Postgres)"
         )
-    return Database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
+    url = settings.database_url.get_secret_value()
+    return Database(url, pool_size=settings.database_pool_size, steady_plans=steady_plans)
 
 
 def make_broker(settings: Settings, name: str) -> RabbitmqBroker:
@@ -102,7 +103,8 @@ async def serve(settings: Settings) -> None:
     _collect_garbage_seldom()
     structlog.contextvars.bind_contextvars(replica_id=settings.replica_id)
     stop = _stop_on_signals()
-    database, broker = make_database(settings), make_broker(settings, settings.replica_id)
+    database = make_database(settings, steady_plans=True)
+    broker = make_broker(settings, settings.replica_id)
     try:
         async with (
             open_tracing(settings, "forkjoin-orchestrator", settings.replica_id) as spans,

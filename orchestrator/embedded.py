@@ -77,7 +77,7 @@ async def embedded_service(
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[Database]:
     with embedded_postgres(settings.data_dir) as url:
-        database = Database(url)
+        database = Database(url, steady_plans=True)
         try:
             async with sole_owner(database):
                 await migrate(database.engine)

@@ -6,6 +6,7 @@ Each function is one statement for all runs of the batch.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Final
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from orchestrator.engine.state import (
     Wanted,
 )
 from orchestrator.storage.database import Connection
-from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, to_error, to_run, to_step, to_value
+from orchestrator.storage.rows import RUN_COLUMNS, STEP_COLUMNS, STEP_NAMES, to_error, to_run, to_step, to_value
 from schemas.references import StepOutcome
 from schemas.statuses import StepStatus
 from schemas.stored_json import StoredJson
@@ -33,10 +34,11 @@ from schemas.stored_json import StoredJson
 _BEGIN: Final = "BEGIN; SET LOCAL lock_timeout = '1s'; "
 _LOCK: Final = "SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE"
 
-# The first look, after the locks were granted: the runs, the steps of these tasks with their blocks, and for blocks
-# with a gate those who are next in line for the slots that are free, or will be when the ending attempts have ended.
-# They are told apart by `asked`. The clock is the database's, so that replicas agree on it. The agents that are limited
-# come along, for what is written here must heed a limit that was set before.
+# The first look, after the locks were granted: a row for each run, then one for each step: those of these tasks with
+# their blocks, and for blocks with a gate those who are next in line for the slots that are free, or will be when the
+# ending attempts have ended. Those are told apart by `asked`. The clock is the database's, so that replicas agree on it.
+# The agents that are limited come along, for what is written here must heed a limit that was set before.
+_SEEN_NAMES: Final = ("first", "asked", "input", "holder", *STEP_NAMES)
 _FIRST_LOOK: Final = f"""
     WITH found AS (
         SELECT run_id, step_id, parent_step_id, task_id = ANY($3::uuid[]) AS ending
@@ -49,25 +51,27 @@ _FIRST_LOOK: Final = f"""
             (p.ending + b.max_parallelism - b.branches_dispatched)::integer AS asked
         FROM parents p JOIN step_executions b USING (run_id, step_id)
         WHERE b.max_parallelism < b.branches_total AND b.branches_passed < b.branches_total AND p.ending > 0
-    ), seen AS (
-        SELECT NULL::integer AS first, NULL::integer AS asked, NULL::text AS input, g.holder, {STEP_COLUMNS}
-        FROM (SELECT run_id, step_id FROM found UNION SELECT run_id, step_id FROM parents) AS k
-        JOIN step_executions s USING (run_id, step_id)
-        LEFT JOIN gates g ON g.run_id = s.run_id AND g.block_id = s.step_id
-        UNION ALL
-        SELECT l.first, l.asked, s.input::text, NULL, {STEP_COLUMNS}
-        FROM lines l CROSS JOIN LATERAL (
-            SELECT * FROM step_executions AS b
-            WHERE b.run_id = l.run_id AND b.parent_step_id = l.step_id AND b.position >= l.first
-                AND b.status = 'PENDING'
-            ORDER BY b.position LIMIT l.asked
-        ) AS s
     )
     SELECT clock_timestamp() AS now, (
         SELECT array_agg(agent_name) FROM agent_limits
         WHERE max_concurrency IS NOT NULL OR rate_per_second IS NOT NULL
-    ) AS limited, {RUN_COLUMNS}, seen.*
-    FROM unnest($1::uuid[]) AS k(id) LEFT JOIN runs r USING (id) LEFT JOIN seen ON seen.run_id = r.id
+    ) AS limited, {RUN_COLUMNS}, {", ".join(f"NULL AS {name}" for name in _SEEN_NAMES)}
+    FROM unnest($1::uuid[]) AS k(id) LEFT JOIN runs r USING (id)
+    UNION ALL
+    SELECT NULL, NULL, {", ".join("NULL" for _ in RUN_COLUMNS.split(","))},
+        NULL::integer, NULL::integer, NULL::text, g.holder, {STEP_COLUMNS}
+    FROM (SELECT run_id, step_id FROM found UNION SELECT run_id, step_id FROM parents) AS k
+    JOIN step_executions s USING (run_id, step_id)
+    LEFT JOIN gates g ON g.run_id = s.run_id AND g.block_id = s.step_id
+    UNION ALL
+    SELECT NULL, NULL, {", ".join("NULL" for _ in RUN_COLUMNS.split(","))},
+        l.first, l.asked, s.input::text, NULL, {STEP_COLUMNS}
+    FROM lines l CROSS JOIN LATERAL (
+        SELECT * FROM step_executions AS b
+        WHERE b.run_id = l.run_id AND b.parent_step_id = l.step_id AND b.position >= l.first
+            AND b.status = 'PENDING'
+        ORDER BY b.position LIMIT l.asked
+    ) AS s
 """  # noqa: S608 - only our own column lists are put in
 
 _STEPS_BY_KEY: Final = f"""
@@ -181,14 +185,15 @@ class Loader:
         tasks = [task for some in wanted.values() for task in some.tasks]
         ending = [task for some in wanted.values() for task in some.ending]
         rows = await self._connection.fetch(_FIRST_LOOK, list(wanted), tasks, ending)
-        runs = {row["run.id"]: row for row in rows}
+        of_runs = list(takewhile(lambda row: row["now"] is not None, rows))
+        runs = {row["run.id"]: row for row in of_runs}
         states = {run_id: RunState(to_run(runs[run_id]) if run_id in runs else None) for run_id in wanted}
         next_in_line: dict[LineId, list[StepExecution]] = {}
-        for row in rows:
+        for row in rows[len(of_runs) :]:
             if row["asked"] is not None:
                 line = (row["run_id"], row["parent_step_id"], row["first"], row["asked"])
                 next_in_line.setdefault(line, []).append(to_step(row, to_value(row["input"])))
-            elif row["step_id"] is not None:
+            else:
                 self._put(states, to_step(row), row["holder"])
         _put_lines(states, next_in_line)
         for run_id, some in wanted.items():

@@ -15,6 +15,7 @@ STEP_COLUMNS: Final = """
     s.branches_ready, s.created_at, s.queued_at, s.started_at, s.heartbeat_at, s.finished_at, s.due_at, s.ready_at,
     s.branch_timeout_seconds, s.branch_due_at, s.postponed, s.sub_workflow_id, s.sub_workflow_version,
     s.error::text AS error"""
+STEP_NAMES: Final = tuple(column.split()[-1].removeprefix("s.") for column in STEP_COLUMNS.split(","))
 
 RUN_COLUMNS: Final = """
     r.id AS "run.id", r.status AS "run.status", r.definition_id AS "run.definition_id",

@@ -135,7 +135,8 @@ step_executions: Final = Table(
     _one_of("status", StepStatus),
     Index("uq_step_executions_task_id", "task_id", unique=True, postgresql_where=text("task_id IS NOT NULL")),
     Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
-    Index(None, "run_id", "parent_step_id", "position"),
+    # Not by the run first: where the tables were never analyzed that would pass for as good a way to a step as its key.
+    Index("ix_step_executions_branches", "parent_step_id", "run_id", "position"),
     Index(
         "ix_step_executions_ready",
         "run_id",

@@ -202,7 +202,8 @@ _JOIN_LOOPS: Final = f"""
     FROM unnest($1::uuid[], $2::text[]) AS k(run_id, block_id)
     WHERE block.run_id = k.run_id AND block.step_id = k.block_id
 """  # noqa: S608
-# Tasks that their agents' limits hold back go with their steps; of the others workers are told.
+# Tasks that their agents' limits hold back go with their steps; of the others workers are told. NOT IN, for that is
+# hashed whatever the planner believes, and there may be thousands of either.
 _CANCEL_OPEN_STEPS: Final = """
     WITH RECURSIVE blocks AS (
         SELECT $3::text AS block_id
@@ -218,8 +219,8 @@ _CANCEL_OPEN_STEPS: Final = """
         RETURNING step_id, parent_step_id, branch_name, attempt, task_id, sub_workflow_id, branches_total,
             branches_failed, agent_name, created_at, queued_at, worker_id
     ), dropped AS (
-        DELETE FROM outbox USING cancelled
-        WHERE outbox.run_id = $1 AND outbox.held_at IS NOT NULL AND outbox.task_id = cancelled.task_id
+        DELETE FROM outbox WHERE run_id = $1 AND held_at IS NOT NULL
+            AND NOT (task_id NOT IN (SELECT task_id FROM cancelled WHERE task_id IS NOT NULL))
     )
     SELECT step_id, parent_step_id, branch_name, attempt,
         CASE WHEN sub_workflow_id IS NOT NULL THEN task_id END AS child_run_id, branches_total,

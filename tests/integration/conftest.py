@@ -32,7 +32,7 @@ def migrated_url(postgres: Postgres, template_url: str) -> Iterator[str]:
 @pytest.fixture
 async def database(migrated_url: str) -> AsyncIterator[Database]:
     """A connection pool on a fresh, migrated database."""
-    database = Database(migrated_url)
+    database = Database(migrated_url, steady_plans=True)
     yield database
     await database.close()
 

@@ -62,7 +62,7 @@ class System:
         Its way to the broker is that of everybody, unless it has *brokers* of its own.
         """
         name = name or f"replica-{len(self.replicas) + 1}"
-        database = Database(self.database_url)
+        database = Database(self.database_url, steady_plans=True)
         client = await (brokers or self.brokers).connect(name, **(broker or {}))
         replica = Replica(PostgresStorage(database), client, name, **options)
         running = RunningReplica(name, replica, client, database, await start(replica, name))

@@ -115,7 +115,7 @@ class PostgresBackend:
         self._databases = [self._operator]
 
     def client(self, name: str) -> Storage:
-        database = Database(self._url)
+        database = Database(self._url, steady_plans=True)
         self._databases.append(database)
         return PostgresStorage(database)
 
