@@ -36,7 +36,7 @@ _LOCK: Final = "SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE"
 
 # The first look, after the locks were granted: a row for each run, then one for each step: those of these tasks with
 # their blocks, and for blocks with a gate those who are next in line for the slots that are free, or will be when the
-# ending attempts have ended. Those are told apart by `asked`. The clock is the database's, so that replicas agree on it.
+# ending attempts have ended. Those are told apart by `asked`. The clock is the database's, so that all replicas agree.
 # The agents that are limited come along, for what is written here must heed a limit that was set before.
 _SEEN_NAMES: Final = ("first", "asked", "input", "holder", *STEP_NAMES)
 _FIRST_LOOK: Final = f"""
