@@ -61,7 +61,7 @@ class Database:
         self._url = parse_url(url)
         self._pool_size = pool_size
         self._command_timeout = command_timeout
-        self._prepare = _plan_steadily if steady_plans else None
+        self._init = _plan_steadily if steady_plans else None
         self._pool: asyncpg.Pool | None = None
         self._opening = asyncio.Lock()
         self._releasing: set[asyncio.Future[None]] = set()
@@ -109,7 +109,7 @@ class Database:
                     max_size=self._pool_size,
                     command_timeout=self._command_timeout,
                     server_settings={"application_name": "forkjoin"},
-                    init=self._prepare,
+                    init=self._init,
                     reset=_keep_as_it_is,
                 )
             return self._pool

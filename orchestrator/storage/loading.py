@@ -34,11 +34,13 @@ from schemas.stored_json import StoredJson
 _BEGIN: Final = "BEGIN; SET LOCAL lock_timeout = '1s'; "
 _LOCK: Final = "SELECT 1 FROM runs WHERE id IN ({ids}) ORDER BY id FOR UPDATE"
 
+_NO_RUN: Final = ", ".join("NULL" for _ in RUN_COLUMNS.split(","))
+_NO_STEP: Final = ", ".join(f"NULL AS {name}" for name in ("first", "asked", "input", "holder", *STEP_NAMES))
+
 # The first look, after the locks were granted: a row for each run, then one for each step: those of these tasks with
 # their blocks, and for blocks with a gate those who are next in line for the slots that are free, or will be when the
 # ending attempts have ended. Those are told apart by `asked`. The clock is the database's, so that all replicas agree.
 # The agents that are limited come along, for what is written here must heed a limit that was set before.
-_SEEN_NAMES: Final = ("first", "asked", "input", "holder", *STEP_NAMES)
 _FIRST_LOOK: Final = f"""
     WITH found AS (
         SELECT run_id, step_id, parent_step_id, task_id = ANY($3::uuid[]) AS ending
@@ -55,17 +57,15 @@ _FIRST_LOOK: Final = f"""
     SELECT clock_timestamp() AS now, (
         SELECT array_agg(agent_name) FROM agent_limits
         WHERE max_concurrency IS NOT NULL OR rate_per_second IS NOT NULL
-    ) AS limited, {RUN_COLUMNS}, {", ".join(f"NULL AS {name}" for name in _SEEN_NAMES)}
+    ) AS limited, {RUN_COLUMNS}, {_NO_STEP}
     FROM unnest($1::uuid[]) AS k(id) LEFT JOIN runs r USING (id)
     UNION ALL
-    SELECT NULL, NULL, {", ".join("NULL" for _ in RUN_COLUMNS.split(","))},
-        NULL::integer, NULL::integer, NULL::text, g.holder, {STEP_COLUMNS}
+    SELECT NULL, NULL, {_NO_RUN}, NULL::integer, NULL::integer, NULL::text, g.holder, {STEP_COLUMNS}
     FROM (SELECT run_id, step_id FROM found UNION SELECT run_id, step_id FROM parents) AS k
     JOIN step_executions s USING (run_id, step_id)
     LEFT JOIN gates g ON g.run_id = s.run_id AND g.block_id = s.step_id
     UNION ALL
-    SELECT NULL, NULL, {", ".join("NULL" for _ in RUN_COLUMNS.split(","))},
-        l.first, l.asked, s.input::text, NULL, {STEP_COLUMNS}
+    SELECT NULL, NULL, {_NO_RUN}, l.first, l.asked, s.input::text, NULL, {STEP_COLUMNS}
     FROM lines l CROSS JOIN LATERAL (
         SELECT * FROM step_executions AS b
         WHERE b.run_id = l.run_id AND b.parent_step_id = l.step_id AND b.position >= l.first

@@ -111,9 +111,9 @@ class Sweep:
         self.publish("orchestrator.commands", command, type="RetryRun", reply_to=REPLIES, correlation_id=new)
 
     def submit_garbage(self) -> None:
-        """Send what nobody can read."""
+        """Send what nobody can read, each time something else."""
         self.dead_letters.append("malformed_message")
-        self.publish("orchestrator.runs", b"{")
+        self.publish("orchestrator.runs", b"{" * len(self.dead_letters))
 
     def submit_everything(self) -> None:
         """Send messages of every kind."""

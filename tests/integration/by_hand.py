@@ -55,7 +55,7 @@ async def reports(database: Database, run_id: UUID, limit: int, output: Any = No
 
 async def measure(url: str, branches: int) -> tuple[int, int]:
     """Take a block through its life; return the memory with its plan alone, and the peak after that, in KiB."""
-    database = Database(url)
+    database = Database(url, steady_plans=True)
     plans = PlanCache()
     driver = driver_without_relay(database, plans=plans)
     event = await requested(database, one_block(branches))

@@ -28,7 +28,7 @@ async def backed_up(system: System, postgres: Postgres) -> str:
 async def reconnect(system: System, url: str) -> None:
     system.database_url = url
     system.connection = await asyncpg.connect(url)
-    system.database = Database(url, pool_size=4, steady_plans=True)
+    system.database = Database(url, pool_size=4)
 
 
 async def test_a_run_that_had_ended_meanwhile_ends_again_and_only_what_came_after_the_backup_runs_twice(
